@@ -1,0 +1,215 @@
+#include "assemble.h"
+
+#include <ATen/ATen.h>
+#include <c10/util/Exception.h>
+
+#include <algorithm>
+
+namespace hesse {
+
+namespace {
+
+// Seed-sized memory a sweep may hold at once before its seeds are cut into chunks.
+constexpr int64_t kBudgetBytes = int64_t{192} << 20;
+
+struct Layout {
+  std::vector<int64_t> size, begin;  // per input: elements, first seed
+  int64_t total = 0;
+  int input_of(int64_t k) const {
+    return static_cast<int>(std::upper_bound(begin.begin(), begin.end(), k) - begin.begin()) - 1;
+  }
+};
+
+Layout layout_of(const std::vector<Tensor>& inputs) {
+  Layout layout;
+  for (const Tensor& x : inputs) {
+    layout.begin.push_back(layout.total);
+    layout.size.push_back(x.numel());
+    layout.total += x.numel();
+  }
+  return layout;
+}
+
+// One block under construction, rows of input i by elements of input j.
+struct Block {
+  Tensor flat;            // [N_i, N_j]
+  bool mirrored = false;  // filled from its transpose at the end
+
+  void open(int64_t rows, int64_t cols, const at::TensorOptions& options) {
+    if (!flat.defined()) flat = at::zeros({rows, cols}, options);
+  }
+};
+
+struct Assembly {
+  const Linearization& lin;
+  const Layout& layout;
+  bool symmetric;
+  std::vector<std::vector<Block>> blocks;
+
+  Assembly(const Linearization& l, const Layout& y, bool s)
+      : lin(l), layout(y), symmetric(s), blocks(l.inputs.size(), std::vector<Block>(l.inputs.size())) {}
+
+  void add(Tangent& t, size_t j, int64_t chunk_begin);
+  void add_term(const Term& term, size_t i, size_t j, bool whole_chunk);
+  void finish(Blocks& out, bool dtype_of_row);
+};
+
+Shape sizes_of(const Term& t) {
+  Shape s;
+  for (const Dim& d : t.dims) s.push_back(d.n);
+  return s;
+}
+
+Term transposed(const Term& t) {
+  Term m = t;
+  for (Dim& d : m.dims) std::swap(d.ks, d.vs);
+  std::swap(m.k0, m.v0);
+  return m;
+}
+
+// The term's own memory, if it is the block exactly: rows by columns, nothing lazy, nobody else's.
+Tensor adoptable(const Term& t, int64_t rows, int64_t cols) {
+  if (t.coef.defined() || !t.core.defined() || t.alpha != 1.0 || t.k0 != 0 || t.v0 != 0) return {};
+  if (t.core.numel() != rows * cols || t.core.storage().use_count() > 1 || t.core.use_count() > 1) return {};
+  if (static_cast<int64_t>(t.core.storage().nbytes()) != t.core.numel() * t.core.element_size()) return {};
+  for (int64_t d = 0; d < t.rank(); ++d) {
+    if (t.core.stride(d) != t.dims[d].ks * cols + t.dims[d].vs) return {};
+  }
+  return t.core.as_strided({rows, cols}, {cols, 1}, 0);
+}
+
+void Assembly::add_term(const Term& term, size_t i, size_t j, bool whole) {
+  const int64_t rows = layout.size[i], cols = layout.size[j];
+  Block& block = blocks[i][j];
+  const at::TensorOptions options = lin.inputs[j].options().requires_grad(std::nullopt);
+  if (!block.flat.defined() && whole && !lin.create_graph) {
+    block.flat = adoptable(term, rows, cols);
+    if (block.flat.defined()) return;
+  }
+  block.open(rows, cols, options);
+  Shape strides;
+  for (const Dim& d : term.dims) strides.push_back(d.ks * cols + d.vs);
+  Tensor place = block.flat.as_strided(sizes_of(term), strides, term.k0 * cols + term.v0);
+  if (term.coef.defined() && term.core.defined()) {
+    place.addcmul_(term.coef, term.core, term.alpha);
+  } else if (term.coef.defined() || term.core.defined()) {
+    place.add_(term.coef.defined() ? term.coef : term.core, term.alpha);
+  } else {
+    place.add_(term.alpha);
+  }
+}
+
+void Assembly::add(Tangent& t, size_t j, int64_t chunk_begin) {
+  // Terms that fill a block come first: the block can be made of them.
+  std::stable_sort(t.terms.begin(), t.terms.end(),
+                   [](const Term& a, const Term& b) { return a.coverage() > b.coverage(); });
+  for (Term& whole : t.terms) {
+    whole.k0 += chunk_begin;
+    auto [first, last] = whole.seed_range();
+    const int first_input = layout.input_of(first), last_input = layout.input_of(last - 1);
+    for (int i = first_input; i <= last_input; ++i) {
+      if (symmetric && i > static_cast<int>(j)) break;
+      Term part = first_input == last_input ? std::move(whole) : whole;
+      if (first_input != last_input) {
+        // Only a box of consecutive seeds spans inputs: its one seed dimension is cut at their border.
+        const int64_t from = std::max(first, layout.begin[i]);
+        const int64_t to = std::min(last, layout.begin[i] + layout.size[i]);
+        int64_t d = 0;
+        while (d < part.rank() && part.dims[d].ks == 0) ++d;
+        TORCH_INTERNAL_ASSERT(d < part.rank() && part.dims[d].ks == 1, "hesse: a term spans inputs without being a box");
+        if (part.core.defined() && part.core.size(d) > 1) part.core = part.core.narrow(d, from - first, to - from);
+        part.k0 = from;
+        part.dims[d].n = to - from;
+      }
+      part.k0 -= layout.begin[i];
+      const bool mirror = symmetric && i < static_cast<int>(j);
+      // A large term is mirrored with the whole block at the end, a small one right here.
+      const bool dense_term = 4 * part.coverage() > layout.size[i] * layout.size[j];
+      if (mirror && dense_term) blocks[j][i].mirrored = true;
+      if (mirror && !blocks[j][i].mirrored) add_term(transposed(part), j, i, false);
+      add_term(part, i, j, true);
+    }
+  }
+  t.terms.clear();
+}
+
+void Assembly::finish(Blocks& out, bool dtype_of_row) {
+  const size_t n = lin.inputs.size();
+  out.assign(n, std::vector<Tensor>(n));
+  for (size_t i = 0; i < n; ++i) {
+    for (size_t j = 0; j < n; ++j) {
+      Block& block = blocks[i][j];
+      const at::ScalarType dtype = lin.inputs[dtype_of_row ? i : j].scalar_type();
+      Tensor flat = block.mirrored ? blocks[j][i].flat.t().to(dtype).contiguous() : block.flat;
+      if (!flat.defined()) {
+        flat = at::zeros({layout.size[i], layout.size[j]}, lin.inputs[j].options().requires_grad(std::nullopt));
+      }
+      Shape shape(lin.inputs[i].sizes().begin(), lin.inputs[i].sizes().end());
+      shape.append(lin.inputs[j].sizes().begin(), lin.inputs[j].sizes().end());
+      out[i][j] = flat.to(dtype).view(shape);
+    }
+  }
+}
+
+}  // namespace
+
+Blocks hessian(Linearization& lin, const HessianOptions& options, HessianReport& report) {
+  const Recording recording(lin.create_graph);
+  const Layout layout = layout_of(lin.inputs);
+  // Mirroring saves work between inputs; with one dtype only, or a block would be rounded twice.
+  bool symmetric = lin.graph.symmetric;
+  for (const Tensor& x : lin.inputs) symmetric = symmetric && x.scalar_type() == lin.inputs[0].scalar_type();
+
+  int64_t chunk = options.chunk_size.value_or(std::max<int64_t>(layout.total, 1));
+  Ledger& ledger = report.ledger;
+  const LedgerScope scope(ledger);
+  ledger.budget_bytes = options.chunk_size ? 0 : kBudgetBytes;
+
+  Assembly assembly(lin, layout, symmetric);
+  int64_t begin = 0;
+  while (begin < layout.total) {
+    const int64_t end = std::min(begin + chunk, layout.total);
+    const int64_t K = end - begin;
+    std::vector<int64_t> seed_end;
+    if (symmetric) {
+      for (size_t j = 0; j < lin.inputs.size(); ++j) {
+        seed_end.push_back(std::clamp<int64_t>(layout.begin[j] + layout.size[j] - begin, 0, K));
+      }
+    }
+    auto seeds = [&](std::vector<Tangent>& slots) {
+      for (size_t i = 0; i < lin.inputs.size(); ++i) {
+        const int64_t from = std::max(begin, layout.begin[i]) - layout.begin[i];
+        const int64_t to = std::min(end, layout.begin[i] + layout.size[i]) - layout.begin[i];
+        const int slot = lin.graph.inputs[i];
+        if (slot < 0 || from >= to || !lin.graph.slots[slot].curved_above) continue;
+        for (const auto& [a, b] : seed_boxes(lin.graph.slots[slot].shape, from, to)) {
+          add_identity(slots[slot], a, b, layout.begin[i] + a - begin);
+        }
+      }
+    };
+    const Ledger before = ledger;
+    try {
+      std::vector<Tangent> rows = sweep_hessian(lin, K, seeds, seed_end);
+      for (size_t j = 0; j < rows.size(); ++j) assembly.add(rows[j], j, begin);
+      report.chunk_size = std::max(report.chunk_size, K);
+      ++report.chunks;
+      begin = end;
+    } catch (const ChunkTooLarge& e) {
+      ledger = before;
+      if (K == 1) {
+        ledger.budget_bytes = 0;  // one seed is the least there is
+      } else {
+        chunk = std::clamp<int64_t>(K * e.budget_bytes / (2 * e.wanted_bytes), 1, K / 2);
+      }
+    } catch (const c10::OutOfMemoryError&) {
+      ledger = before;
+      if (K == 1) throw;
+      chunk = K / 2;
+    }
+  }
+  Blocks blocks;
+  assembly.finish(blocks, options.dtype_of_row);
+  return blocks;
+}
+
+}  // namespace hesse

@@ -1,0 +1,22 @@
+// Every line that depends on the torch version (2.11 to 2.13) lives here.
+#pragma once
+
+#include <torch/csrc/autograd/function.h>
+#include <torch/csrc/autograd/saved_variable.h>
+#include <torch/version.h>
+
+#include <memory>
+
+namespace hesse {
+
+using Node = torch::autograd::Node;
+
+#if TORCH_VERSION_MAJOR == 2 && TORCH_VERSION_MINOR >= 13
+using NodePtr = c10::intrusive_ptr<Node>;
+inline NodePtr share(Node& node) { return node.getptr(); }
+#else
+using NodePtr = std::shared_ptr<Node>;
+inline NodePtr share(Node& node) { return node.getptr(); }
+#endif
+
+}  // namespace hesse

@@ -1,0 +1,185 @@
+#include "graph.h"
+
+#include <ATen/ATen.h>
+#include <torch/csrc/autograd/custom_function.h>
+#include <torch/csrc/autograd/variable.h>
+
+#include <algorithm>
+#include <map>
+#include <typeinfo>
+#include <unordered_map>
+
+namespace hesse {
+
+namespace {
+
+using Key = std::pair<Node*, uint32_t>;
+
+const torch::autograd::InputMetadata& checked(const Node& node, uint32_t i) {
+  const auto& meta = node.input_metadata(i);
+  const std::string at = " at " + node.name();
+  if (meta.is_tensor_subclass()) throw Unsupported("a tensor subclass flows through the graph" + at);
+  if (meta.is_nested_tensor()) throw Unsupported("a nested tensor flows through the graph" + at);
+  if (meta.layout() != at::kStrided) throw Unsupported("a sparse tensor flows through the graph" + at);
+  if (c10::isComplexType(c10::typeMetaToScalarType(meta.dtype()))) {
+    throw Unsupported("a complex tensor flows through the graph" + at);
+  }
+  return meta;
+}
+
+Slot slot_of(const torch::autograd::InputMetadata& meta) {
+  Slot slot;
+  const auto sizes = meta.shape_as_dim_vector();
+  for (const c10::SymInt& s : sizes) slot.shape.push_back(s.expect_int());
+  slot.options = meta.options();
+  return slot;
+}
+
+void refuse_hooks(Node& node) {
+  if (!node.pre_hooks().empty() || !node.tensor_pre_hooks().empty() || !node.post_hooks().empty()) {
+    throw Unsupported("a hook on " + node.name() + " may change its gradient");
+  }
+}
+
+// Nodes that PyTorch generates from derivatives.yaml, and its few hand-written ones, are true gradients; a
+// user's are what they are.
+bool is_true_gradient(const Node& node) {
+  const std::string type = typeid(node).name();
+  return type.find("generated") != std::string::npos || type.find("CopySlices") != std::string::npos ||
+         type.find("CopyBackwards") != std::string::npos;
+}
+
+}  // namespace
+
+Graph build_graph(const std::vector<Tensor>& outputs, const std::vector<Tensor>& inputs) {
+  Graph graph;
+  std::map<Key, int> slot_at;
+  std::map<Key, int> input_at;
+  for (size_t i = 0; i < inputs.size(); ++i) {
+    const auto edge = torch::autograd::impl::gradient_edge(inputs[i]);
+    TORCH_CHECK(edge.function, "hesse: input ", i, " does not require grad");
+    input_at[{edge.function.get(), edge.input_nr}] = static_cast<int>(i);
+  }
+  graph.inputs.assign(inputs.size(), -1);
+
+  auto touch_input = [&](const Key& key, int i) {
+    if (graph.inputs[i] >= 0) return;
+    if (!key.first->tensor_pre_hooks().empty()) {
+      throw Unsupported("a hook on input " + std::to_string(i) + " may change its gradient");
+    }
+    Slot slot;
+    slot.shape = Shape(inputs[i].sizes().begin(), inputs[i].sizes().end());
+    slot.options = inputs[i].options().requires_grad(std::nullopt);
+    slot.last_input = i;
+    graph.inputs[i] = static_cast<int>(graph.slots.size());
+    slot_at[key] = graph.inputs[i];
+    graph.slots.push_back(std::move(slot));
+  };
+
+  // Depth first, iteratively: a node is active when one of its edges reaches an input or an active node.
+  struct Frame {
+    Node* node;
+    size_t next;
+  };
+  std::unordered_map<Node*, bool> active;
+  std::vector<Frame> stack;
+  std::vector<Node*> order;
+  auto visit = [&](Node* root) {
+    if (!root || active.count(root)) return;
+    active[root] = false;
+    stack.push_back({root, 0});
+    while (!stack.empty()) {
+      Frame& frame = stack.back();
+      Node* node = frame.node;
+      if (frame.next < node->num_outputs()) {
+        const auto& edge = node->next_edge(frame.next++);
+        if (!edge.is_valid()) continue;
+        const Key key{edge.function.get(), edge.input_nr};
+        const auto input = input_at.find(key);
+        if (input != input_at.end()) {
+          touch_input(key, input->second);
+          active[node] = true;
+        } else if (!active.count(key.first)) {
+          active[key.first] = false;
+          stack.push_back({key.first, 0});
+        }
+        continue;
+      }
+      for (const auto& edge : node->next_edges()) {
+        if (!edge.is_valid() || input_at.count({edge.function.get(), edge.input_nr})) continue;
+        if (active[edge.function.get()]) active[node] = true;
+      }
+      if (active[node]) order.push_back(node);
+      stack.pop_back();
+    }
+  };
+
+  std::vector<Key> roots;
+  for (size_t o = 0; o < outputs.size(); ++o) {
+    roots.emplace_back(nullptr, 0);
+    if (!outputs[o].requires_grad()) continue;
+    const auto edge = torch::autograd::impl::gradient_edge(outputs[o]);
+    roots.back() = {edge.function.get(), edge.input_nr};
+    const auto input = input_at.find(roots.back());
+    if (input != input_at.end()) {
+      touch_input(roots.back(), input->second);
+    } else {
+      visit(edge.function.get());
+    }
+  }
+
+  for (Node* node : order) {
+    refuse_hooks(*node);
+    Step step;
+    step.node = share(*node);
+    step.name = node->name();
+    step.rule = find_rule(step.name);
+    if (!is_true_gradient(*node)) {
+      graph.symmetric = false;
+      step.rule = nullptr;
+    }
+    if (!step.rule) step.rule = &autograd_rule();
+    const bool curved = static_cast<bool>(step.rule->curve);
+    bool curved_below = curved;
+    int last_input = -1;
+    for (const auto& edge : node->next_edges()) {
+      int slot = -1;
+      if (edge.is_valid()) {
+        const auto it = slot_at.find({edge.function.get(), edge.input_nr});
+        if (it != slot_at.end()) slot = it->second;
+      }
+      step.in.push_back(slot);
+      if (slot < 0) continue;
+      curved_below = curved_below || graph.slots[slot].curved_below;
+      last_input = std::max(last_input, graph.slots[slot].last_input);
+    }
+    for (uint32_t o = 0; o < node->num_inputs(); ++o) {
+      const auto& meta = node->input_metadata(o);
+      if (meta.was_default_constructed()) {
+        step.out.push_back(-1);
+        continue;
+      }
+      Slot slot = slot_of(checked(*node, o));
+      slot.curved_below = curved_below;
+      slot.last_input = last_input;
+      step.out.push_back(static_cast<int>(graph.slots.size()));
+      slot_at[{node, o}] = step.out.back();
+      graph.slots.push_back(std::move(slot));
+    }
+    graph.steps.push_back(std::move(step));
+  }
+  for (auto step = graph.steps.rbegin(); step != graph.steps.rend(); ++step) {
+    bool curved = static_cast<bool>(step->rule->curve);
+    for (int o : step->out) curved = curved || (o >= 0 && graph.slots[o].curved_above);
+    for (int i : step->in) {
+      if (i >= 0 && curved) graph.slots[i].curved_above = true;
+    }
+  }
+  for (const Key& root : roots) {
+    const auto it = slot_at.find(root);
+    graph.outputs.push_back(it == slot_at.end() ? -1 : it->second);
+  }
+  return graph;
+}
+
+}  // namespace hesse

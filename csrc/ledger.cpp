@@ -1,0 +1,29 @@
+#include "ledger.h"
+
+#include <algorithm>
+
+namespace hesse {
+
+namespace {
+thread_local Ledger scratch;
+thread_local Ledger* current = nullptr;
+}  // namespace
+
+Ledger& ledger() {
+  if (current) return *current;
+  scratch = Ledger{};
+  return scratch;
+}
+
+LedgerScope::LedgerScope(Ledger& l) : previous_(current) { current = &l; }
+LedgerScope::~LedgerScope() { current = previous_; }
+
+void Ledger::reserve(int64_t elements, int64_t element_size) {
+  core_elements += elements;
+  step_bytes += elements * element_size;
+  const int64_t wanted = live_bytes + step_bytes;
+  widest_bytes = std::max(widest_bytes, wanted);
+  if (budget_bytes > 0 && wanted > budget_bytes) throw ChunkTooLarge{wanted, budget_bytes};
+}
+
+}  // namespace hesse

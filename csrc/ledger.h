@@ -1,0 +1,45 @@
+// What a sweep costs: verbs write it, the sweep reads it for chunking, `explain` prints it.
+#pragma once
+
+#include <cstdint>
+#include <set>
+#include <string>
+
+namespace hesse {
+
+struct Ledger {
+  int64_t core_elements = 0;  // elements of every factor that depends on the seed, as allocated
+  int64_t flops = 0;          // multiply-adds of products and reductions with seeds, times two
+  int64_t gemms = 0;          // matrix products that carry seeds
+  int64_t step_bytes = 0;     // seed-sized bytes allocated in the current step
+  int64_t live_bytes = 0;     // seed-sized bytes alive when the current step began
+  int64_t widest_bytes = 0;
+  int64_t widest_terms = 0;
+  int64_t budget_bytes = 0;  // 0: no limit
+  const char* op = "";       // the step that runs now
+  std::set<std::string> densified;
+
+  // Call before an allocation of seed-sized memory; throws ChunkTooLarge when the budget does not allow it.
+  void reserve(int64_t elements, int64_t element_size);
+};
+
+struct ChunkTooLarge {
+  int64_t wanted_bytes;
+  int64_t budget_bytes;
+};
+
+// The ledger of the sweep that runs on this thread (a scratch one outside a sweep).
+Ledger& ledger();
+
+class LedgerScope {
+ public:
+  explicit LedgerScope(Ledger& l);
+  ~LedgerScope();
+  LedgerScope(const LedgerScope&) = delete;
+  LedgerScope& operator=(const LedgerScope&) = delete;
+
+ private:
+  Ledger* previous_;
+};
+
+}  // namespace hesse

@@ -1,0 +1,127 @@
+#include "linearize.h"
+
+#include "ledger.h"
+
+#include <ATen/ATen.h>
+
+namespace hesse {
+
+Recording::Recording(bool create_graph) : grad_mode_(create_graph) {
+  if (!create_graph) below_.emplace();
+}
+
+Tangent conform(Tangent t, const Slot& slot) {
+  if (t.shape != slot.shape) t = sum_to(std::move(t), slot.shape);
+  return cast(std::move(t), slot.options.dtype().toScalarType());
+}
+
+namespace {
+
+Local make_local(const Graph& graph, const Step& step) {
+  Local local;
+  local.node = step.node.get();
+  for (int i : step.in) {
+    local.active.push_back(i >= 0);
+    local.in_shape.push_back(i >= 0 ? graph.slots[i].shape : Shape{});
+  }
+  local.wanted = local.active;
+  for (int o : step.out) {
+    local.out_shape.push_back(o >= 0 ? graph.slots[o].shape : Shape{});
+    local.out_options.push_back(o >= 0 ? graph.slots[o].options : at::TensorOptions());
+  }
+  return local;
+}
+
+// The reverse sweep with one direction. Adjoints go only where `wanted` says.
+std::vector<Tangent> reverse(Linearization& lin, const std::function<bool(const Slot&)>& wanted, bool keep) {
+  Graph& graph = lin.graph;
+  std::vector<Tangent> adjoint(graph.slots.size());
+  for (size_t s = 0; s < graph.slots.size(); ++s) {
+    adjoint[s].K = 1;
+    adjoint[s].shape = graph.slots[s].shape;
+    adjoint[s].options = graph.slots[s].options;
+  }
+  for (size_t o = 0; o < graph.outputs.size(); ++o) {
+    const int slot = graph.outputs[o];
+    if (slot < 0) continue;
+    Tangent seed;
+    if (lin.seeds.empty()) {
+      seed = zero_like(adjoint[slot], adjoint[slot].shape);
+      seed.terms.emplace_back();
+    } else if (lin.seeds[o].defined()) {
+      seed = from_value(lin.seeds[o]);
+    } else {
+      continue;
+    }
+    accumulate(adjoint[slot], std::move(seed));
+  }
+  for (size_t s = graph.steps.size(); s-- > 0;) {
+    const Step& step = graph.steps[s];
+    Local& local = lin.locals[s];
+    ledger().op = step.name.c_str();
+    Tangents gy;
+    bool any = false;
+    for (int o : step.out) {
+      gy.push_back(o >= 0 ? std::move(adjoint[o]) : Tangent());
+      if (o < 0) gy.back().K = 1;
+      any = any || !gy.back().zero();
+    }
+    for (size_t o = 0; o < gy.size(); ++o) {
+      if (gy[o].zero()) continue;
+      if (gy[o].terms.size() > 1) gy[o] = from_value(value(gy[o]));
+      if (keep && step.rule->curve) lin.adjoints[s][o] = value(gy[o]);
+    }
+    if (!any) continue;
+    bool go = false;
+    for (size_t i = 0; i < step.in.size(); ++i) {
+      local.wanted[i] = step.in[i] >= 0 && wanted(graph.slots[step.in[i]]);
+      go = go || local.wanted[i];
+    }
+    if (go) {
+      Tangents gx = step.rule->pull(local, gy);
+      for (size_t i = 0; i < gx.size(); ++i) {
+        if (!local.wanted[i] || gx[i].zero()) continue;
+        const int slot = step.in[i];
+        accumulate(adjoint[slot], conform(std::move(gx[i]), graph.slots[slot]));
+      }
+    }
+    local.wanted = local.active;
+  }
+  return adjoint;
+}
+
+}  // namespace
+
+Linearization linearize(std::vector<Tensor> outputs, std::vector<Tensor> inputs, std::vector<Tensor> seeds,
+                        bool create_graph) {
+  Linearization lin;
+  lin.graph = build_graph(outputs, inputs);
+  lin.inputs = std::move(inputs);
+  lin.outputs = std::move(outputs);
+  lin.seeds = std::move(seeds);
+  lin.create_graph = create_graph;
+  const Recording recording(create_graph);
+  Ledger scratch;
+  const LedgerScope scope(scratch);
+  lin.adjoints.resize(lin.graph.steps.size());
+  for (size_t s = 0; s < lin.graph.steps.size(); ++s) {
+    const Step& step = lin.graph.steps[s];
+    lin.locals.push_back(make_local(lin.graph, step));
+    lin.adjoints[s].resize(step.out.size());
+    if (step.rule->save) step.rule->save(lin.locals.back());
+  }
+  reverse(lin, [](const Slot& slot) { return slot.curved_below; }, /*keep=*/true);
+  return lin;
+}
+
+std::vector<Tensor> gradient(Linearization& lin) {
+  const Recording recording(lin.create_graph);
+  Ledger scratch;
+  const LedgerScope scope(scratch);
+  std::vector<Tangent> adjoint = reverse(lin, [](const Slot&) { return true; }, /*keep=*/false);
+  std::vector<Tensor> grads;
+  for (int slot : lin.graph.inputs) grads.push_back(slot < 0 ? Tensor() : value(adjoint[slot]).contiguous());
+  return grads;
+}
+
+}  // namespace hesse

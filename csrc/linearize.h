@@ -1,0 +1,40 @@
+// One reverse sweep over a recorded graph: the adjoint of every step that has curvature, and on demand the
+// gradient. `func` is never run again: all later products read what is kept here.
+#pragma once
+
+#include "graph.h"
+
+#include <optional>
+
+namespace hesse {
+
+struct Linearization {
+  Graph graph;
+  std::vector<Tensor> inputs;   // kept alive: their edges bound the graph
+  std::vector<Tensor> outputs;
+  std::vector<Tensor> seeds;    // one per output
+  std::vector<Local> locals;    // one per step
+  std::vector<std::vector<Tensor>> adjoints;  // per step and output; defined where the step is curved
+  bool create_graph = false;
+};
+
+// seeds empty: one output with one element, seed 1.
+Linearization linearize(std::vector<Tensor> outputs, std::vector<Tensor> inputs, std::vector<Tensor> seeds,
+                        bool create_graph);
+// One tensor per input; undefined where no output depends on it.
+std::vector<Tensor> gradient(Linearization& lin);
+
+// Below autograd (fast), or recording when a graph of the Hessian itself is wanted.
+class Recording {
+ public:
+  explicit Recording(bool create_graph);
+
+ private:
+  c10::AutoGradMode grad_mode_;
+  std::optional<at::AutoDispatchBelowADInplaceOrView> below_;
+};
+
+// Reduces and casts what a rule returned to the slot it flows into.
+Tangent conform(Tangent t, const Slot& slot);
+
+}  // namespace hesse

@@ -1,0 +1,213 @@
+// The Python module hesse._C: the only file that knows Python.
+#include "assemble.h"
+
+#include <ATen/ATen.h>
+#include <torch/csrc/utils/pybind.h>
+#include <torch/version.h>
+
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <map>
+
+namespace py = pybind11;
+
+namespace hesse {
+
+namespace {
+
+using MaybeTensors = std::vector<std::optional<Tensor>>;
+
+// A linearization in Python's hands, with what its last sweep cost.
+struct Handle {
+  Linearization lin;
+  HessianReport report;
+};
+
+std::vector<Tensor> unwrap(const MaybeTensors& list) {
+  std::vector<Tensor> out;
+  for (const auto& t : list) out.push_back(t.value_or(Tensor()));
+  return out;
+}
+
+int64_t rows_of(const MaybeTensors& list) {
+  for (const auto& t : list) {
+    if (t) return t->size(0);
+  }
+  return 1;
+}
+
+std::vector<Tensor> rows(const std::vector<Tangent>& tangents) {
+  std::vector<Tensor> out;
+  for (const Tangent& t : tangents) out.push_back(dense(t));
+  return out;
+}
+
+Seeds directions(const Linearization& lin, const MaybeTensors& dxs, int64_t K) {
+  return [&lin, &dxs, K](std::vector<Tangent>& slots) {
+    for (size_t i = 0; i < dxs.size(); ++i) {
+      const int slot = lin.graph.inputs[i];
+      if (slot >= 0 && dxs[i]) accumulate(slots[slot], from_dense(*dxs[i], K));
+    }
+  };
+}
+
+py::dict report_of(const Handle& h) {
+  std::map<std::string, int64_t> native, autograd;
+  for (const Step& step : h.lin.graph.steps) ++(step.rule->native ? native : autograd)[step.name];
+  py::dict d;
+  d["steps"] = h.lin.graph.steps.size();
+  d["native_ops"] = native;
+  d["autograd_ops"] = autograd;
+  d["symmetric"] = h.lin.graph.symmetric;
+  const Ledger& l = h.report.ledger;
+  d["core_elements"] = l.core_elements;
+  d["flops"] = l.flops;
+  d["gemms"] = l.gemms;
+  d["densified"] = std::vector<std::string>(l.densified.begin(), l.densified.end());
+  d["widest_terms"] = l.widest_terms;
+  d["widest_bytes"] = l.widest_bytes;
+  d["chunk_size"] = h.report.chunk_size;
+  d["chunks"] = h.report.chunks;
+  return d;
+}
+
+}  // namespace
+
+namespace {
+
+// The tangent algebra, for the tests of its laws.
+struct RawTerm {
+  std::vector<std::tuple<int64_t, int64_t, int64_t>> dims;
+  int64_t k0, v0;
+  double alpha;
+  std::optional<Tensor> coef, core;
+};
+
+Tangent tangent_from(int64_t K, const std::vector<int64_t>& shape, const Tensor& like, const std::vector<RawTerm>& raw) {
+  Tangent t;
+  t.K = K;
+  t.shape = Shape(shape.begin(), shape.end());
+  t.options = like.options();
+  for (const RawTerm& r : raw) {
+    Term term;
+    for (const auto& [n, ks, vs] : r.dims) term.dims.push_back({n, ks, vs});
+    term.k0 = r.k0;
+    term.v0 = r.v0;
+    term.alpha = r.alpha;
+    term.coef = r.coef.value_or(Tensor());
+    term.core = r.core.value_or(Tensor());
+    t.terms.push_back(std::move(term));
+  }
+  return t;
+}
+
+void bind_tangent(py::module_& m) {
+  using Ints = std::vector<int64_t>;
+  py::class_<RawTerm>(m, "Term")
+      .def(py::init([](std::vector<std::tuple<int64_t, int64_t, int64_t>> dims, int64_t k0, int64_t v0, double alpha,
+                       std::optional<Tensor> coef, std::optional<Tensor> core) {
+             return RawTerm{std::move(dims), k0, v0, alpha, std::move(coef), std::move(core)};
+           }),
+           py::arg("dims"), py::arg("k0"), py::arg("v0"), py::arg("alpha"), py::arg("coef"), py::arg("core"));
+  py::class_<Tangent>(m, "Tangent")
+      .def(py::init(&tangent_from), py::arg("K"), py::arg("shape"), py::arg("like"), py::arg("terms"))
+      .def_property_readonly("K", [](const Tangent& t) { return t.K; })
+      .def_property_readonly("shape", [](const Tangent& t) { return Ints(t.shape.begin(), t.shape.end()); })
+      .def_property_readonly("num_terms", [](const Tangent& t) { return t.terms.size(); })
+      .def_property_readonly("stored", [](const Tangent& t) {
+        int64_t n = 0;
+        for (const Term& term : t.terms) n += term.stored();
+        return n;
+      })
+      .def("dense", [](const Tangent& t) { return dense(t); })
+      .def("scale", [](const Tangent& t, const Tensor& c) { return scale(t, c); })
+      .def("scale", [](const Tangent& t, double alpha) { return scale(t, alpha); })
+      .def("view", [](const Tangent& t, const Ints& shape) { return view(t, shape); })
+      .def("expand", [](const Tangent& t, const Ints& shape) { return expand(t, shape); })
+      .def("sum_to", [](const Tangent& t, const Ints& shape) { return sum_to(t, shape); })
+      .def("sum", [](const Tangent& t, const Ints& axes, bool keepdim) { return sum(t, axes, keepdim); })
+      .def("take", [](const Tangent& t, const Ints& size, const Ints& stride, int64_t offset) {
+        return take(t, {Shape(size.begin(), size.end()), Shape(stride.begin(), stride.end()), offset});
+      })
+      .def("put", [](const Tangent& t, const Ints& size, const Ints& stride, int64_t offset, const Ints& shape) {
+        return put(t, {Shape(size.begin(), size.end()), Shape(stride.begin(), stride.end()), offset}, shape);
+      })
+      .def("einsum", [](const Tangent& t, const std::string& t_axes, const Tensor& w, const std::string& w_axes,
+                        const std::string& out_axes) { return einsum(t, t_axes, w, w_axes, out_axes); })
+      .def("add", [](const Tangent& t, const Tangent& other) {
+        Tangent sum = t;
+        accumulate(sum, other);
+        return sum;
+      })
+      .def("restrict_seeds", [](const Tangent& t, int64_t k_end) {
+        Tangent r = t;
+        restrict_seeds(r, k_end);
+        return r;
+      });
+}
+
+}  // namespace
+
+PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
+  m.doc() = "The engine of hesse: linearize a recorded graph, sweep it, assemble its Hessian.";
+  register_rules();
+  py::register_exception<Unsupported>(m, "Unsupported", PyExc_RuntimeError);
+  m.attr("torch_version") = TORCH_VERSION;
+  m.def("rule_names", &rule_names, "Autograd nodes with a native rule.");
+
+  using release = py::call_guard<py::gil_scoped_release>;
+  py::class_<Handle>(m, "Linearization")
+      .def("gradient", [](Handle& h) { return gradient(h.lin); }, release())
+      .def(
+          "hessian",
+          [](Handle& h, std::optional<int64_t> chunk_size, bool dtype_of_row) {
+            h.report = HessianReport{};
+            return hessian(h.lin, {chunk_size, dtype_of_row}, h.report);
+          },
+          py::arg("chunk_size"), py::arg("dtype_of_row"), release())
+      .def(
+          "push",
+          [](Handle& h, const MaybeTensors& dxs) {
+            const Recording recording(h.lin.create_graph);
+            const LedgerScope scope(h.report.ledger);
+            const int64_t K = rows_of(dxs);
+            return rows(sweep_forward(h.lin, K, directions(h.lin, dxs, K)));
+          },
+          release())
+      .def(
+          "pull",
+          [](Handle& h, const MaybeTensors& dgys) {
+            const Recording recording(h.lin.create_graph);
+            const LedgerScope scope(h.report.ledger);
+            const int64_t K = rows_of(dgys);
+            std::vector<Tangent> seeds;
+            for (size_t o = 0; o < dgys.size(); ++o) {
+              seeds.push_back(dgys[o] ? from_dense(*dgys[o], K) : Tangent());
+            }
+            return rows(sweep_back(h.lin, K, std::move(seeds)));
+          },
+          release())
+      .def(
+          "hvp",
+          [](Handle& h, const MaybeTensors& dxs) {
+            const Recording recording(h.lin.create_graph);
+            const LedgerScope scope(h.report.ledger);
+            const int64_t K = rows_of(dxs);
+            return rows(sweep_hessian(h.lin, K, directions(h.lin, dxs, K), {}));
+          },
+          release())
+      .def("report", &report_of);
+  m.def(
+      "linearize",
+      [](std::vector<Tensor> outputs, std::vector<Tensor> inputs, const std::optional<MaybeTensors>& gys,
+         bool create_graph) {
+        return std::make_unique<Handle>(Handle{linearize(std::move(outputs), std::move(inputs),
+                                                         gys ? unwrap(*gys) : std::vector<Tensor>(), create_graph),
+                                               {}});
+      },
+      py::arg("outputs"), py::arg("inputs"), py::arg("gys"), py::arg("create_graph"), release());
+  bind_tangent(m);
+}
+
+}  // namespace hesse

@@ -1,0 +1,81 @@
+#include "rule.h"
+
+#include <ATen/ATen.h>
+#include <c10/core/impl/LocalDispatchKeySet.h>
+
+#include <map>
+
+namespace hesse {
+
+namespace {
+std::map<std::string, Rule>& table() {
+  static std::map<std::string, Rule> rules;
+  return rules;
+}
+}  // namespace
+
+Tangent scale(Tangent t, const Factor& f) {
+  if (f.zero()) return zero_like(t, t.shape);
+  if (f.c.defined()) t = scale(std::move(t), f.c);
+  return f.alpha == 1.0 ? t : scale(std::move(t), f.alpha);
+}
+
+Factor multiply(const Factor& f, const Tensor& value) {
+  Factor product = f.c.defined() ? Factor(at::mul(f.c, value)) : Factor(value);
+  product.alpha = f.alpha;
+  return product;
+}
+
+Tensor Local::unpack(const torch::autograd::SavedVariable& v) const {
+  if (!v.has_hooks()) return v.unpack(share(*node));
+  const AutogradScope scope(true);  // the hook may run Python, or recompute a checkpointed region
+  return v.unpack(share(*node));
+}
+
+void add_rule(const std::string& name, Rule rule) { table()[name] = std::move(rule); }
+
+const Rule* find_rule(const std::string& name) {
+  const auto it = table().find(name);
+  return it == table().end() ? nullptr : &it->second;
+}
+
+std::vector<std::string> rule_names() {
+  std::vector<std::string> names;
+  for (const auto& entry : table()) names.push_back(entry.first);
+  return names;
+}
+
+const Rule& autograd_rule() {
+  static const Rule rule = rules::autograd();
+  return rule;
+}
+
+void register_rules() {
+  rules::elementwise();
+  rules::binary();
+  rules::views();
+  rules::joins();
+  rules::reductions();
+  rules::copy_slices();
+  rules::products();
+  rules::softmax();
+  rules::losses();
+  rules::norms();
+  rules::convolution();
+  rules::pooling();
+}
+
+AutogradScope::AutogradScope(bool grad_mode)
+    : keys_(c10::impl::tls_local_dispatch_key_set()), grad_mode_(c10::GradMode::is_enabled()) {
+  c10::impl::LocalDispatchKeySet keys = keys_;
+  keys.excluded_ = keys.excluded_ - c10::autograd_dispatch_keyset_with_ADInplaceOrView;
+  c10::impl::_force_tls_local_dispatch_key_set(keys);
+  c10::GradMode::set_enabled(grad_mode);
+}
+
+AutogradScope::~AutogradScope() {
+  c10::impl::_force_tls_local_dispatch_key_set(keys_);
+  c10::GradMode::set_enabled(grad_mode_);
+}
+
+}  // namespace hesse

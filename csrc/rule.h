@@ -1,0 +1,101 @@
+// A rule is what the engine knows of one autograd node. For y = f(x) with Jacobian J:
+//
+//     push:  dy  = J dx
+//     pull:  dgx = J' dgy
+//     curve: dgx = (dJ . dx)' gy        (absent: f is linear)
+//
+// Rules are written in the verbs of verbs.h; they see neither terms nor seeds. The sweep around them does
+// accumulation, zero handling, reduction to the input's shape and casts to its dtype.
+#pragma once
+
+#include "compat.h"
+#include "verbs.h"
+
+#include <functional>
+#include <string>
+#include <vector>
+
+namespace hesse {
+
+using Tangents = std::vector<Tangent>;
+
+// A value-sized factor alpha * c; c undefined: 1. Factor{} is the constant one.
+struct Factor {
+  Tensor c;
+  double alpha = 1.0;
+  Factor() = default;
+  Factor(Tensor t) : c(std::move(t)) {}  // NOLINT: rows read better without a cast
+  Factor(double a) : alpha(a) {}         // NOLINT
+  bool zero() const { return !c.defined() && alpha == 0.0; }
+};
+
+Tangent scale(Tangent t, const Factor& f);
+Factor multiply(const Factor& f, const Tensor& value);
+
+// One step as its rule sees it. What a rule unpacks or derives from the node it keeps here, once.
+struct Local {
+  Node* node = nullptr;
+  std::vector<Shape> in_shape;   // per input; empty for an inactive one
+  std::vector<bool> active;      // per input: depends on our inputs
+  std::vector<bool> wanted;      // per input: pull and curve need to produce it
+  std::vector<Shape> out_shape;  // per output
+  std::vector<at::TensorOptions> out_options;
+  std::vector<Tensor> saved;     // what `save` unpacked
+  std::vector<Factor> first;     // elementwise: df/dx_i
+  std::vector<Factor> second;    // elementwise: d2f/dx_i dx_j at [i * inputs + j]
+  std::vector<Tensor> memo;      // values that a rule derived in one sweep and reuses in the next
+  std::shared_ptr<Local> inner;  // CopySlices: the op that was applied in place to a view
+
+  size_t inputs() const { return active.size(); }
+  Tensor unpack(const torch::autograd::SavedVariable& v) const;
+};
+
+struct Rule {
+  using Save = std::function<void(Local&)>;
+  using Linear = std::function<Tangents(Local&, const Tangents&)>;
+  using Curve = std::function<Tangents(Local&, const std::vector<Tensor>& gy, const Tangents& dx)>;
+  Save save;
+  Linear push;   // one tangent per output
+  Linear pull;   // one tangent per input; those not wanted are left empty (K = 0)
+  Curve curve;   // likewise
+  bool native = true;
+};
+
+// Node name, such as "MulBackward0", to rule.
+void add_rule(const std::string& name, Rule rule);
+const Rule* find_rule(const std::string& name);
+std::vector<std::string> rule_names();
+const Rule& autograd_rule();
+
+// Each family registers itself; called once when the module loads.
+namespace rules {
+void elementwise();
+void binary();
+void views();
+void joins();
+void reductions();
+void products();
+void pooling();
+void copy_slices();
+void softmax();
+void losses();
+void norms();
+void convolution();
+Rule autograd();
+}  // namespace rules
+void register_rules();
+
+// Runs code that needs autograd to record or Python to run, from inside a sweep that has it switched off.
+class AutogradScope {
+ public:
+  explicit AutogradScope(bool grad_mode);
+  ~AutogradScope();
+  AutogradScope(const AutogradScope&) = delete;
+  AutogradScope& operator=(const AutogradScope&) = delete;
+
+ private:
+  c10::impl::LocalDispatchKeySet keys_;
+  bool grad_mode_;
+};
+
+}  // namespace hesse

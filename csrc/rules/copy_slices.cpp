@@ -1,0 +1,146 @@
+// In-place operations on views, and in-place copies. PyTorch records x[view].op_() as one CopySlices node:
+//
+//     y = x outside of the view,    y[view] = op(x[view], others)
+//
+// The rule of `op` is used as it is, between a strided view and its transpose.
+#include "elementwise.h"
+
+#include <torch/csrc/autograd/functions/tensor.h>
+
+namespace hesse::rules {
+
+namespace {
+
+using torch::autograd::CopySlices;
+
+Shape ints(c10::ArrayRef<c10::SymInt> s) {
+  Shape out;
+  for (const c10::SymInt& i : s) out.push_back(i.expect_int());
+  return out;
+}
+
+Geometry view_of(Local& l) {
+  auto& n = node<CopySlices>(l);
+  return {ints(n.view.sym_sizes()), ints(n.view.sym_strides()),
+          n.view.sym_storage_offset().expect_int() - n.base.sym_storage_offset().expect_int()};
+}
+
+// The view's strides are those of the base's values only if the base is contiguous.
+bool expressible(Local& l) {
+  auto& n = node<CopySlices>(l);
+  const Shape size = ints(n.base.sym_sizes()), stride = ints(n.base.sym_strides()), plain = row_major(size);
+  for (size_t d = 0; d < size.size(); ++d) {
+    if (size[d] > 1 && stride[d] != plain[d]) return false;
+  }
+  return true;
+}
+
+const Rule& inner_rule(Local& l) {
+  const Rule* rule = find_rule(l.inner->node->name());
+  return rule ? *rule : autograd_rule();
+}
+
+void save(Local& l) {
+  if (!expressible(l)) return;
+  auto& n = node<CopySlices>(l);
+  const Geometry g = view_of(l);
+  l.inner = std::make_shared<Local>();
+  Local& inner = *l.inner;
+  inner.node = n.fn.get();
+  inner.active = l.active;
+  inner.wanted = l.wanted;
+  inner.in_shape = l.in_shape;
+  inner.in_shape[0] = g.size;
+  inner.out_shape = {g.size};
+  inner.out_options = l.out_options;
+  const Rule& rule = inner_rule(l);
+  if (rule.save) rule.save(inner);
+  Tensor outside = at::ones(l.out_shape[0], l.out_options[0].requires_grad(std::nullopt));
+  outside.as_strided(g.size, g.stride, g.offset).zero_();
+  l.memo = {outside};
+}
+
+Tangents on_view(Local& l, const Tangents& dx) {
+  Tangents in = dx;
+  if (l.active[0] && !dx[0].zero()) {
+    in[0] = take(dx[0], view_of(l));
+  } else {
+    in[0].shape = l.inner->in_shape[0];
+  }
+  return in;
+}
+
+Tangents push(Local& l, const Tangents& dx) {
+  if (!l.inner) return autograd_rule().push(l, dx);
+  Tangents dv = inner_rule(l).push(*l.inner, on_view(l, dx));
+  Tangent dy = zero_like(dv[0], l.out_shape[0]);
+  dy.options = l.out_options[0];
+  if (!dx[0].zero()) dy = scale(dx[0], l.memo[0]);
+  if (!dv[0].zero()) {
+    dv[0] = cast(expand(std::move(dv[0]), l.inner->out_shape[0]), dy.options.dtype().toScalarType());
+    accumulate(dy, put(std::move(dv[0]), view_of(l), l.out_shape[0]));
+  }
+  return {std::move(dy)};
+}
+
+// The op's gradient for the view, back on the base.
+void place_view(Local& l, Tangent& dg0) {
+  if (dg0.zero()) return;
+  if (dg0.shape != l.inner->in_shape[0]) dg0 = sum_to(std::move(dg0), l.inner->in_shape[0]);
+  dg0 = put(std::move(dg0), view_of(l), l.in_shape[0]);
+}
+
+Tangents pull(Local& l, const Tangents& dgy) {
+  if (!l.inner) return autograd_rule().pull(l, dgy);
+  l.inner->wanted = l.wanted;
+  Tangents dgx = inner_rule(l).pull(*l.inner, {take(dgy[0], view_of(l))});
+  if (l.wanted[0]) {
+    place_view(l, dgx[0]);
+    Tangent kept = scale(dgy[0], l.memo[0]);
+    accumulate(kept, std::move(dgx[0]));
+    dgx[0] = std::move(kept);
+  }
+  return dgx;
+}
+
+Tangents curve(Local& l, const std::vector<Tensor>& gy, const Tangents& dx) {
+  if (!l.inner) return autograd_rule().curve(l, gy, dx);
+  const Rule& rule = inner_rule(l);
+  if (!rule.curve) return Tangents(l.inputs());
+  l.inner->wanted = l.wanted;
+  const Geometry g = view_of(l);
+  const Tensor full = gy[0].contiguous();
+  const Tensor gv = full.as_strided(g.size, g.stride, full.storage_offset() + g.offset);
+  Tangents dgx = rule.curve(*l.inner, {gv}, on_view(l, dx));
+  if (l.wanted[0]) place_view(l, dgx[0]);
+  return dgx;
+}
+
+}  // namespace
+
+void copy_slices() {
+  {
+    Rule rule;
+    rule.save = save;
+    rule.push = push;
+    rule.pull = pull;
+    rule.curve = curve;
+    add_rule("torch::autograd::CopySlices", rule);
+  }
+  {
+    // y.copy_(x): what y held before is gone.
+    Rule rule;
+    rule.push = [](Local& l, const Tangents& dx) -> Tangents {
+      if (dx[1].zero()) return {zero_like(dx[0].zero() ? dx[1] : dx[0], l.out_shape[0])};
+      return {expand(dx[1], l.out_shape[0])};
+    };
+    rule.pull = [](Local& l, const Tangents& dgy) {
+      Tangents dgx(l.inputs());
+      if (l.wanted[1]) dgx[1] = sum_to(dgy[0], l.in_shape[1]);
+      return dgx;
+    };
+    add_rule("torch::autograd::CopyBackwards", rule);
+  }
+}
+
+}  // namespace hesse::rules

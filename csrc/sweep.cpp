@@ -1,0 +1,189 @@
+#include "sweep.h"
+
+#include <ATen/ATen.h>
+
+#include <algorithm>
+#include <unordered_set>
+
+namespace hesse {
+
+namespace {
+
+std::vector<Tangent> empty_slots(const Graph& graph, int64_t K) {
+  std::vector<Tangent> slots(graph.slots.size());
+  for (size_t s = 0; s < slots.size(); ++s) {
+    slots[s].K = K;
+    slots[s].shape = graph.slots[s].shape;
+    slots[s].options = graph.slots[s].options;
+  }
+  return slots;
+}
+
+Tangent zero_tangent(const Tensor& like, int64_t K) {
+  Tangent t;
+  t.K = K;
+  t.shape = Shape(like.sizes().begin(), like.sizes().end());
+  t.options = like.options();
+  return t;
+}
+
+Tangents gather(const std::vector<int>& index, const std::vector<Tangent>& slots, int64_t K) {
+  Tangents t;
+  for (int i : index) {
+    if (i >= 0) {
+      t.push_back(slots[i]);
+    } else {
+      t.emplace_back();
+      t.back().K = K;
+    }
+  }
+  return t;
+}
+
+bool all_zero(const Tangents& ts) {
+  return std::all_of(ts.begin(), ts.end(), [](const Tangent& t) { return t.zero(); });
+}
+
+void release(Tangent& t) { t.terms.clear(); }
+
+// Seed-sized memory alive between two steps, each storage once.
+void account(const std::vector<Tangent>& a, const std::vector<Tangent>& b) {
+  std::unordered_set<const void*> seen;
+  int64_t bytes = 0;
+  size_t widest = 0;
+  for (const auto* slots : {&a, &b}) {
+    for (const Tangent& t : *slots) {
+      widest = std::max(widest, t.terms.size());
+      for (const Term& term : t.terms) {
+        if (!term.core.defined() || term.core.numel() <= 1) continue;
+        if (seen.insert(term.core.storage().unsafeGetStorageImpl()).second) {
+          bytes += static_cast<int64_t>(term.core.storage().nbytes());
+        }
+      }
+    }
+  }
+  Ledger& l = ledger();
+  l.live_bytes = bytes;
+  l.step_bytes = 0;
+  l.widest_terms = std::max<int64_t>(l.widest_terms, static_cast<int64_t>(widest));
+}
+
+// Pushes the slots' tangents through the graph. For the Hessian (`only_curved`) nothing is pushed beyond the last
+// curved step, and a tangent is released once no curved step will want it on the way back.
+void forward(Linearization& lin, std::vector<Tangent>& slots, int64_t K, bool only_curved) {
+  const Graph& graph = lin.graph;
+  std::vector<int> uses(graph.slots.size(), 0);
+  for (const Step& step : graph.steps) {
+    for (int i : step.in) {
+      if (i >= 0) ++uses[i];
+    }
+  }
+  static const std::vector<Tangent> none;
+  for (size_t s = 0; s < graph.steps.size(); ++s) {
+    const Step& step = graph.steps[s];
+    bool go = !only_curved;
+    for (int o : step.out) go = go || (o >= 0 && graph.slots[o].curved_above);
+    if (go) {
+      ledger().op = step.name.c_str();
+      const Tangents dx = gather(step.in, slots, K);
+      if (!all_zero(dx)) {
+        account(slots, none);
+        Tangents dy = step.rule->push(lin.locals[s], dx);
+        for (size_t o = 0; o < dy.size(); ++o) {
+          const int slot = step.out[o];
+          if (slot >= 0 && !dy[o].zero()) slots[slot] = conform(std::move(dy[o]), graph.slots[slot]);
+        }
+      }
+    }
+    if (!only_curved || step.rule->curve) continue;
+    for (int i : step.in) {
+      if (i >= 0 && --uses[i] == 0) release(slots[i]);
+    }
+  }
+}
+
+std::vector<Tangent> back(Linearization& lin, std::vector<Tangent> dx_slots, std::vector<Tangent> dg, int64_t K,
+                          bool with_curve, const std::vector<int64_t>& seed_end) {
+  const Graph& graph = lin.graph;
+  std::vector<int> uses(graph.slots.size(), 0);
+  for (const Step& step : graph.steps) {
+    for (int i : step.in) {
+      if (i >= 0 && step.rule->curve) ++uses[i];
+    }
+  }
+  for (size_t s = graph.steps.size(); s-- > 0;) {
+    const Step& step = graph.steps[s];
+    Local& local = lin.locals[s];
+    ledger().op = step.name.c_str();
+    int last_input = -1;
+    for (int i : step.in) last_input = i >= 0 ? std::max(last_input, graph.slots[i].last_input) : last_input;
+    const int64_t k_end = seed_end.empty() ? K : seed_end[last_input];
+
+    account(dx_slots, dg);
+    Tangents dgy = gather(step.out, dg, K);
+    for (int o : step.out) {
+      if (o >= 0) release(dg[o]);
+    }
+    if (k_end < K) {
+      for (Tangent& t : dgy) restrict_seeds(t, k_end);
+    }
+    auto collect = [&](Tangents gx) {
+      for (size_t i = 0; i < gx.size(); ++i) {
+        const int slot = step.in[i];
+        if (slot < 0 || gx[i].zero()) continue;
+        accumulate(dg[slot], conform(std::move(gx[i]), graph.slots[slot]));
+      }
+    };
+    if (!all_zero(dgy)) collect(step.rule->pull(local, dgy));
+    if (with_curve && step.rule->curve) {
+      Tangents dx = gather(step.in, dx_slots, K);
+      for (int i : step.in) {
+        if (i >= 0 && --uses[i] == 0) release(dx_slots[i]);
+      }
+      if (k_end < K) {
+        for (Tangent& t : dx) restrict_seeds(t, k_end);
+      }
+      const auto& gy = lin.adjoints[s];
+      const bool any_gy = std::any_of(gy.begin(), gy.end(), [](const Tensor& g) { return g.defined(); });
+      if (any_gy && !all_zero(dx)) collect(step.rule->curve(local, gy, dx));
+    }
+  }
+  std::vector<Tangent> result;
+  for (size_t i = 0; i < graph.inputs.size(); ++i) {
+    const int slot = graph.inputs[i];
+    result.push_back(slot >= 0 ? std::move(dg[slot]) : zero_tangent(lin.inputs[i], K));
+  }
+  return result;
+}
+
+}  // namespace
+
+std::vector<Tangent> sweep_forward(Linearization& lin, int64_t K, const Seeds& seeds) {
+  std::vector<Tangent> slots = empty_slots(lin.graph, K);
+  seeds(slots);
+  forward(lin, slots, K, /*only_curved=*/false);
+  std::vector<Tangent> outputs;
+  for (size_t o = 0; o < lin.graph.outputs.size(); ++o) {
+    const int slot = lin.graph.outputs[o];
+    outputs.push_back(slot >= 0 ? std::move(slots[slot]) : zero_tangent(lin.outputs[o], K));
+  }
+  return outputs;
+}
+
+std::vector<Tangent> sweep_back(Linearization& lin, int64_t K, std::vector<Tangent> dgys) {
+  std::vector<Tangent> dg = empty_slots(lin.graph, K);
+  for (size_t o = 0; o < lin.graph.outputs.size(); ++o) {
+    if (lin.graph.outputs[o] >= 0) accumulate(dg[lin.graph.outputs[o]], std::move(dgys[o]));
+  }
+  return back(lin, {}, std::move(dg), K, /*with_curve=*/false, {});
+}
+
+std::vector<Tangent> sweep_hessian(Linearization& lin, int64_t K, const Seeds& seeds,
+                                   const std::vector<int64_t>& seed_end) {
+  std::vector<Tangent> slots = empty_slots(lin.graph, K);
+  seeds(slots);
+  forward(lin, slots, K, /*only_curved=*/true);
+  return back(lin, std::move(slots), empty_slots(lin.graph, K), K, /*with_curve=*/true, seed_end);
+}
+
+}  // namespace hesse

@@ -1,0 +1,459 @@
+#include "tangent.h"
+
+#include "ledger.h"
+
+#include <ATen/ATen.h>
+
+#include <algorithm>
+#include <limits>
+
+namespace hesse {
+
+namespace {
+
+bool varies(const Tensor& factor, int64_t d) { return factor.defined() && factor.size(d) > 1; }
+
+Shape sizes_of(const Term& t) {
+  Shape s;
+  for (const Dim& d : t.dims) s.push_back(d.n);
+  return s;
+}
+
+// Factors are one and the same memory. Under grad mode only the same tensor will do: two views of equal
+// memory may have different histories.
+bool same_factor(const Tensor& a, const Tensor& b) {
+  if (!a.defined() || !b.defined()) return a.defined() == b.defined();
+  if (a.is_same(b)) return true;
+  if (a.requires_grad() || b.requires_grad()) return false;
+  return a.is_alias_of(b) && a.storage_offset() == b.storage_offset() && a.scalar_type() == b.scalar_type() &&
+         a.sizes() == b.sizes() && a.strides() == b.strides();
+}
+
+bool same_placement(const Term& a, const Term& b) {
+  return a.k0 == b.k0 && a.v0 == b.v0 && a.dims.size() == b.dims.size() &&
+         std::equal(a.dims.begin(), a.dims.end(), b.dims.begin());
+}
+
+// a += b for terms of equal placement and core: the coefs add, at the size of the value.
+void merge(Term& a, const Term& b) {
+  if (!a.coef.defined() && !b.coef.defined()) {
+    a.alpha += b.alpha;
+    return;
+  }
+  if (same_factor(a.coef, b.coef)) {
+    a.alpha += b.alpha;
+    return;
+  }
+  if (!a.coef.defined()) {
+    a.coef = at::add(b.alpha == 1.0 ? b.coef : at::mul(b.coef, b.alpha), a.alpha);
+  } else if (!b.coef.defined()) {
+    a.coef = at::add(a.alpha == 1.0 ? a.coef : at::mul(a.coef, a.alpha), b.alpha);
+  } else if (a.alpha == 1.0) {
+    a.coef = at::add(a.coef, b.coef, b.alpha);
+  } else {
+    a.coef = at::add(at::mul(a.coef, a.alpha), b.coef, b.alpha);
+  }
+  a.alpha = 1.0;
+}
+
+// out[k, v] += term, out being rows [k_begin, ...) of a contiguous [k, numel] tensor.
+void add_into(const Tensor& out, const Term& t, int64_t k_begin, int64_t numel) {
+  Shape strides;
+  for (const Dim& d : t.dims) strides.push_back(d.ks * numel + d.vs);
+  const int64_t offset = (t.k0 - k_begin) * numel + t.v0 + out.storage_offset();
+  Tensor place = out.as_strided(sizes_of(t), strides, offset);
+  if (t.coef.defined() && t.core.defined()) {
+    place.addcmul_(t.coef, t.core, t.alpha);
+  } else if (t.coef.defined() || t.core.defined()) {
+    place.add_(t.coef.defined() ? t.coef : t.core, t.alpha);
+  } else {
+    place.add_(t.alpha);
+  }
+}
+
+Term dense_box(const Tensor& rows, c10::IntArrayRef shape, int64_t k0) {
+  Term box;
+  box.k0 = k0;
+  box.dims.push_back({rows.size(0), 1, 0});
+  const Shape strides = row_major(shape);
+  Shape sizes{rows.size(0)};
+  for (size_t a = 0; a < shape.size(); ++a) {
+    if (shape[a] == 1) continue;
+    box.dims.push_back({shape[a], 0, strides[a]});
+    sizes.push_back(shape[a]);
+  }
+  box.core = rows.reshape(sizes);
+  squeeze(box);
+  return box;
+}
+
+// One dense box when the terms hold more than it would, or are too many to be worth their structure.
+void combine(Tangent& t) {
+  constexpr size_t many_terms = 24;
+  if (t.terms.size() < 2) return;
+  int64_t held = 0;
+  for (const Term& term : t.terms) held += term.core.defined() ? term.core.numel() : 1;
+  const auto [first, last] = seed_range(t);
+  const int64_t box = (last - first) * t.numel();
+  if (held >= box || (t.terms.size() >= many_terms && 16 * held >= box)) densify(t);
+}
+
+}  // namespace
+
+int64_t numel_of(c10::IntArrayRef shape) {
+  int64_t n = 1;
+  for (int64_t s : shape) n *= s;
+  return n;
+}
+
+Shape row_major(c10::IntArrayRef shape) {
+  Shape strides(shape.size(), 1);
+  for (int64_t a = static_cast<int64_t>(shape.size()) - 2; a >= 0; --a) strides[a] = strides[a + 1] * shape[a + 1];
+  return strides;
+}
+
+int64_t Tangent::numel() const { return numel_of(shape); }
+
+int64_t Term::coverage() const {
+  int64_t n = 1;
+  for (const Dim& d : dims) n *= d.n;
+  return n;
+}
+
+int64_t Term::stored() const {
+  return (coef.defined() ? coef.numel() : 0) + (core.defined() ? core.numel() : 0);
+}
+
+std::pair<int64_t, int64_t> Term::seed_range() const {
+  int64_t first = k0, last = k0;
+  for (const Dim& d : dims) (d.ks >= 0 ? last : first) += (d.n - 1) * d.ks;
+  return {first, last + 1};
+}
+
+Tangent zero_like(const Tangent& t, c10::IntArrayRef shape) {
+  Tangent z;
+  z.K = t.K;
+  z.shape = Shape(shape.begin(), shape.end());
+  z.options = t.options;
+  return z;
+}
+
+std::vector<std::pair<int64_t, int64_t>> seed_boxes(c10::IntArrayRef shape, int64_t begin, int64_t end) {
+  std::vector<std::pair<int64_t, int64_t>> boxes;
+  const Shape strides = row_major(shape);
+  while (begin < end) {
+    // The widest axis block that starts here and fits.
+    int64_t unit = 1, room = 1;
+    for (size_t a = 0; a < shape.size(); ++a) {
+      if (begin % strides[a] == 0 && strides[a] <= end - begin) {
+        unit = strides[a];
+        room = shape[a] - (begin / strides[a]) % shape[a];
+        break;
+      }
+    }
+    const int64_t count = std::min(room, (end - begin) / unit);
+    boxes.emplace_back(begin, begin + count * unit);
+    begin += count * unit;
+  }
+  return boxes;
+}
+
+void add_identity(Tangent& t, int64_t k_begin, int64_t k_end, int64_t at) {
+  Term term;
+  term.k0 = at;
+  term.v0 = k_begin;
+  int64_t left = k_end - k_begin;
+  const Shape strides = row_major(t.shape);
+  for (size_t a = 0; a < t.shape.size() && left > 1; ++a) {
+    const int64_t n = std::min(t.shape[a], left / strides[a]);
+    if (n <= 1) continue;
+    term.dims.push_back({n, strides[a], strides[a]});
+    left = strides[a];
+  }
+  t.terms.push_back(std::move(term));
+}
+
+Tangent from_value(const Tensor& value) {
+  Tangent t;
+  t.K = 1;
+  t.shape = Shape(value.sizes().begin(), value.sizes().end());
+  t.options = value.options();
+  Term term;
+  const Shape strides = row_major(value.sizes());
+  Shape coef_size, coef_stride;
+  bool as_is = true;
+  for (int64_t a = 0; a < value.dim(); ++a) {
+    if (value.size(a) == 1) {
+      as_is = false;
+      continue;
+    }
+    term.dims.push_back({value.size(a), 0, strides[a]});
+    const bool broadcast = value.stride(a) == 0;
+    as_is = as_is && !broadcast;
+    coef_size.push_back(broadcast ? 1 : value.size(a));
+    coef_stride.push_back(value.stride(a));
+  }
+  term.coef = as_is ? value : value.as_strided(coef_size, coef_stride, value.storage_offset());
+  t.terms.push_back(std::move(term));
+  return t;
+}
+
+Tangent from_dense(const Tensor& rows, int64_t K, int64_t k0) {
+  Tangent t;
+  t.K = K;
+  t.shape = Shape(rows.sizes().begin() + 1, rows.sizes().end());
+  t.options = rows.options();
+  if (rows.numel() > 0) t.terms.push_back(dense_box(rows, t.shape, k0));
+  return t;
+}
+
+Tensor product(const Term& t) {
+  Tensor p;
+  if (t.coef.defined() && t.core.defined()) {
+    p = at::mul(t.coef, t.core);
+  } else {
+    p = t.coef.defined() ? t.coef : t.core;
+  }
+  return t.alpha == 1.0 ? p : at::mul(p, t.alpha);
+}
+
+std::pair<int64_t, int64_t> seed_range(const Tangent& t) {
+  if (t.zero()) return {0, 0};
+  int64_t first = std::numeric_limits<int64_t>::max(), last = 0;
+  for (const Term& term : t.terms) {
+    const auto [a, b] = term.seed_range();
+    first = std::min(first, a);
+    last = std::max(last, b);
+  }
+  return {first, last};
+}
+
+namespace {
+
+// The term as [k, *S] rows without a copy of zeros, when it fills them exactly.
+Tensor exact_rows(const Tangent& t, const Term& term, int64_t k_begin, int64_t k_end) {
+  const int64_t numel = t.numel(), rows = k_end - k_begin;
+  if (term.k0 != k_begin || term.v0 != 0 || term.coverage() != rows * numel) return {};
+  if (!term.coef.defined() && !term.core.defined()) return {};
+  c10::SmallVector<int64_t, 6> order(term.dims.size());
+  for (size_t i = 0; i < order.size(); ++i) order[i] = static_cast<int64_t>(i);
+  auto stride = [&](int64_t d) { return term.dims[d].ks * numel + term.dims[d].vs; };
+  std::sort(order.begin(), order.end(), [&](int64_t a, int64_t b) { return stride(a) > stride(b); });
+  int64_t expected = 1;
+  for (int64_t i = static_cast<int64_t>(order.size()) - 1; i >= 0; --i) {
+    if (stride(order[i]) != expected) return {};
+    expected *= term.dims[order[i]].n;
+  }
+  Shape out{rows};
+  out.append(t.shape.begin(), t.shape.end());
+  return product(term).expand(sizes_of(term)).permute(order).reshape(out);
+}
+
+}  // namespace
+
+Tensor dense(const Tangent& t, int64_t k_begin, int64_t k_end) {
+  const auto [first, last] = seed_range(t);
+  if (t.terms.size() == 1 && first >= k_begin && last <= k_end) {
+    Tensor rows = exact_rows(t, t.terms[0], k_begin, k_end);
+    if (rows.defined()) return rows;
+  }
+  TORCH_INTERNAL_ASSERT(t.zero() || (first >= k_begin && last <= k_end), "hesse: seeds outside of the range read");
+  Shape size{k_end - k_begin};
+  size.append(t.shape.begin(), t.shape.end());
+  if (t.K > 1) ledger().reserve(numel_of(size), t.options.dtype().itemsize());
+  Tensor out = at::zeros(size, t.options);
+  for (const Term& term : t.terms) add_into(out, term, k_begin, t.numel());
+  return out;
+}
+
+Tensor value(const Tangent& t) {
+  if (t.terms.size() == 1 && t.terms[0].v0 == 0 && t.terms[0].coverage() == t.numel()) {
+    const Term& term = t.terms[0];
+    const Shape strides = row_major(t.shape);
+    bool aligned = true;
+    size_t d = 0;
+    Shape size;
+    for (size_t a = 0; a < t.shape.size(); ++a) {
+      if (t.shape[a] == 1) {
+        size.push_back(1);
+        continue;
+      }
+      if (d >= term.dims.size() || term.dims[d].vs != strides[a] || term.dims[d].n != t.shape[a]) {
+        aligned = false;
+        break;
+      }
+      size.push_back(d);  // the coef axis, resolved below
+      ++d;
+    }
+    if (aligned && d == term.dims.size()) {
+      Tensor p = term.coef.defined() || term.core.defined() ? product(term)
+                                                            : at::full({}, term.alpha, t.options).expand(sizes_of(term));
+      d = 0;
+      for (size_t a = 0; a < t.shape.size(); ++a) size[a] = t.shape[a] == 1 ? 1 : p.size(static_cast<int64_t>(d++));
+      return (p.sizes() == c10::IntArrayRef(size) ? p : p.reshape(size)).expand(t.shape);
+    }
+  }
+  return dense(t, 0, 1).squeeze(0);
+}
+
+void split_dim(Term& t, int64_t d, int64_t inner) {
+  const Dim whole = t.dims[d];
+  t.dims[d] = {whole.n / inner, whole.ks * inner, whole.vs * inner};
+  t.dims.insert(t.dims.begin() + d + 1, {inner, whole.ks, whole.vs});
+  for (Tensor* f : {&t.coef, &t.core}) {
+    if (!f->defined()) continue;
+    *f = varies(*f, d) ? f->unflatten(d, {whole.n / inner, inner}) : f->unsqueeze(d);
+  }
+}
+
+void squeeze(Term& t) {
+  bool any = false;
+  for (const Dim& d : t.dims) any = any || d.n == 1;
+  if (!any) return;
+  c10::SmallVector<Dim, 6> kept;
+  Shape drop;
+  for (int64_t d = 0; d < t.rank(); ++d) {
+    if (t.dims[d].n == 1) {
+      drop.push_back(d);
+    } else {
+      kept.push_back(t.dims[d]);
+    }
+  }
+  for (Tensor* f : {&t.coef, &t.core}) {
+    if (f->defined()) *f = f->squeeze(drop);
+  }
+  t.dims = std::move(kept);
+}
+
+void fold_coef(Term& t) {
+  if (!t.coef.defined()) return;
+  if (!t.core.defined()) {
+    t.core = std::move(t.coef);
+  } else {
+    int64_t elements = 1;
+    for (int64_t d = 0; d < t.rank(); ++d) elements *= std::max(t.coef.size(d), t.core.size(d));
+    ledger().reserve(elements, t.core.element_size());
+    t.core = at::mul(t.core, t.coef);
+  }
+  t.coef = Tensor();
+}
+
+void settle(Term& t) {
+  bool coef_on_seed = false, core_on_value_only = t.core.defined() && !t.coef.defined();
+  for (int64_t d = 0; d < t.rank(); ++d) {
+    if (t.dims[d].vs != 0) continue;
+    coef_on_seed = coef_on_seed || varies(t.coef, d);
+    core_on_value_only = core_on_value_only && !varies(t.core, d);
+  }
+  if (coef_on_seed) {
+    fold_coef(t);
+  } else if (core_on_value_only) {
+    t.coef = std::move(t.core);
+    t.core = Tensor();
+  }
+}
+
+bool place(Term& t, c10::IntArrayRef shape, Placement& p) {
+  const Shape strides = row_major(shape);
+  const int64_t axes = static_cast<int64_t>(shape.size());
+  p.offset.assign(axes, 0);
+  for (int64_t a = 0; a < axes; ++a) p.offset[a] = (t.v0 / strides[a]) % shape[a];
+  c10::SmallVector<int64_t, 6> reach(p.offset);  // the largest index a term attains on each axis
+  p.axis.clear();
+  p.step.clear();
+  for (int64_t d = 0; d < t.rank(); ++d) {
+    const Dim dim = t.dims[d];
+    if (dim.vs == 0) {
+      p.axis.push_back(-1);
+      p.step.push_back(0);
+      continue;
+    }
+    int64_t a = 0;
+    while (a < axes && (shape[a] == 1 || strides[a] > dim.vs)) ++a;
+    if (a == axes || dim.vs % strides[a] != 0) return false;
+    const int64_t step = dim.vs / strides[a];
+    if (reach[a] + (dim.n - 1) * step >= shape[a]) {
+      // The dimension runs over the end of the axis: split it where the axis ends.
+      if (step >= shape[a] || shape[a] % step != 0 || p.offset[a] >= step || reach[a] != p.offset[a]) return false;
+      const int64_t inner = shape[a] / step;
+      if (dim.n % inner != 0 || dim.n == inner) return false;
+      split_dim(t, d, inner);
+      --d;
+      continue;
+    }
+    reach[a] += (dim.n - 1) * step;
+    p.axis.push_back(a);
+    p.step.push_back(step);
+  }
+  return true;
+}
+
+Term densify(const Tangent& t, const Term& term) {
+  Tangent one = zero_like(t, t.shape);
+  one.terms.push_back(term);
+  const auto [first, last] = term.seed_range();
+  return dense_box(dense(one, first, last), t.shape, first);
+}
+
+void densify(Tangent& t) {
+  const auto [first, last] = seed_range(t);
+  Term box = dense_box(dense(t, first, last), t.shape, first);
+  t.terms.clear();
+  t.terms.push_back(std::move(box));
+}
+
+void restrict_seeds(Tangent& t, int64_t k_end) {
+  c10::SmallVector<Term, 2> kept;
+  for (Term& term : t.terms) {
+    const auto [first, last] = term.seed_range();
+    if (first >= k_end) continue;
+    if (last > k_end) {
+      // A leading dimension that alone spans the seeds beyond k_end is narrowed; anything else is kept whole,
+      // which is correct and only more work.
+      for (int64_t d = 0; d < term.rank(); ++d) {
+        const int64_t rest = last - 1 - (term.dims[d].n - 1) * term.dims[d].ks;
+        if (term.dims[d].ks <= 0 || rest >= k_end) continue;
+        const int64_t n = (k_end - 1 - first) / term.dims[d].ks + 1;
+        if (n >= term.dims[d].n) continue;
+        term.dims[d].n = n;
+        if (varies(term.coef, d)) term.coef = term.coef.narrow(d, 0, n);
+        if (varies(term.core, d)) term.core = term.core.narrow(d, 0, n);
+        break;
+      }
+      squeeze(term);
+    }
+    kept.push_back(std::move(term));
+  }
+  t.terms = std::move(kept);
+}
+
+void accumulate(Tangent& t, Tangent other) {
+  if (t.zero()) {
+    t.terms = std::move(other.terms);
+    return;
+  }
+  for (Term& b : other.terms) {
+    bool merged = false;
+    for (Term& a : t.terms) {
+      if (same_placement(a, b) && same_factor(a.core, b.core)) {
+        merge(a, b);
+        merged = true;
+        break;
+      }
+    }
+    if (!merged) t.terms.push_back(std::move(b));
+  }
+  combine(t);
+}
+
+Tangent cast(Tangent t, at::ScalarType dtype) {
+  if (t.options.dtype() == dtype) return t;
+  t.options = t.options.dtype(dtype);
+  for (Term& term : t.terms) {
+    if (term.coef.defined()) term.coef = term.coef.to(dtype);
+    if (term.core.defined()) term.core = term.core.to(dtype);
+  }
+  return t;
+}
+
+}  // namespace hesse

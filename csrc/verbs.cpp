@@ -1,0 +1,517 @@
+#include "verbs.h"
+
+#include "contract.h"
+#include "ledger.h"
+
+#include <ATen/ATen.h>
+
+#include <algorithm>
+
+namespace hesse {
+
+namespace {
+
+bool varies(const Tensor& f, int64_t d) { return f.defined() && f.size(d) > 1; }
+
+// Resolves a term on the axes of the tangent's shape, as a dense box when strides cannot express it.
+void place_or_densify(const Tangent& t, Term& term, Placement& p) {
+  if (place(term, t.shape, p)) return;
+  ledger().densified.insert(ledger().op);
+  term = densify(t, term);
+  TORCH_INTERNAL_ASSERT(place(term, t.shape, p));
+}
+
+// Rewrites value strides for a shape in which old axis a is new axis to[a] (-1: gone, its offset is dropped).
+void move_axes(Term& term, const Placement& p, c10::IntArrayRef to, c10::IntArrayRef shape) {
+  const Shape strides = row_major(shape);
+  for (int64_t d = 0; d < term.rank(); ++d) {
+    const int64_t a = p.axis[d];
+    term.dims[d].vs = a >= 0 && to[a] >= 0 ? p.step[d] * strides[to[a]] : 0;
+  }
+  term.v0 = 0;
+  for (size_t a = 0; a < to.size(); ++a) {
+    if (to[a] >= 0) term.v0 += p.offset[a] * strides[to[a]];
+  }
+}
+
+// Appends a dimension along which nothing varies yet.
+void append_dim(Term& term, Dim dim) {
+  term.dims.push_back(dim);
+  if (term.coef.defined()) term.coef = term.coef.unsqueeze(-1);
+  if (term.core.defined()) term.core = term.core.unsqueeze(-1);
+}
+
+Shape sizes_of(const Term& t) {
+  Shape s;
+  for (const Dim& d : t.dims) s.push_back(d.n);
+  return s;
+}
+
+// Sums out the dimensions marked in `reduce` (value-only ones) and drops them.
+void reduce_dims(Term& term, const std::vector<bool>& reduce) {
+  if (std::find(reduce.begin(), reduce.end(), true) == reduce.end()) {
+    settle(term);
+    return;
+  }
+  bool coef_reduced = false, core_reduced = false, coef_on_value = true;
+  for (int64_t d = 0; d < term.rank(); ++d) {
+    coef_reduced = coef_reduced || (reduce[d] && varies(term.coef, d));
+    core_reduced = core_reduced || (reduce[d] && varies(term.core, d));
+    if (!reduce[d] && term.dims[d].vs == 0) coef_on_value = coef_on_value && !varies(term.coef, d);
+  }
+  const Shape sizes = sizes_of(term);
+  if (!core_reduced && coef_on_value) {
+    term.coef = contract(term.coef, Tensor(), sizes, reduce, false, term.alpha);
+  } else if (!coef_reduced && coef_on_value) {
+    term.core = contract(term.core, Tensor(), sizes, reduce, true, term.alpha);
+  } else {
+    term.core = contract(term.coef, term.core, sizes, reduce, true, term.alpha);
+    term.coef = Tensor();
+  }
+  for (int64_t d = 0; d < term.rank(); ++d) {
+    if (reduce[d]) term.dims[d] = {1, 0, 0};
+  }
+  squeeze(term);
+  settle(term);
+}
+
+// c as a factor of the term: one axis per dimension.
+struct Window {
+  Shape size, stride;
+  int64_t offset;
+  bool operator==(const Window& o) const { return size == o.size && stride == o.stride && offset == o.offset; }
+};
+
+Window window(const Term& term, const Placement* p, const Tensor& c) {
+  Window w{{}, {}, c.storage_offset()};
+  if (!p) {  // flat: c is contiguous and of the value's own shape
+    for (const Dim& d : term.dims) {
+      w.size.push_back(d.vs == 0 ? 1 : d.n);
+      w.stride.push_back(d.vs);
+    }
+    w.offset += term.v0;
+    return w;
+  }
+  auto stride_of = [&c](int64_t a) { return c.size(a) == 1 ? 0 : c.stride(a); };
+  for (int64_t d = 0; d < term.rank(); ++d) {
+    const int64_t stride = p->axis[d] < 0 ? 0 : p->step[d] * stride_of(p->axis[d]);
+    w.size.push_back(stride == 0 ? 1 : term.dims[d].n);
+    w.stride.push_back(stride);
+  }
+  for (size_t a = 0; a < p->offset.size(); ++a) w.offset += p->offset[a] * stride_of(static_cast<int64_t>(a));
+  return w;
+}
+
+Tensor windowed(const Tensor& c, const Window& w) {
+  if (c.sizes() == c10::IntArrayRef(w.size) && c.strides() == c10::IntArrayRef(w.stride) &&
+      c.storage_offset() == w.offset) {
+    return c;
+  }
+  return c.as_strided(w.size, w.stride, w.offset);
+}
+
+}  // namespace
+
+Tangent scale(Tangent t, double alpha) {
+  for (Term& term : t.terms) term.alpha *= alpha;
+  return t;
+}
+
+Tangent scale(Tangent t, const Tensor& factor) {
+  if (t.zero()) return t;
+  Tensor c = factor.scalar_type() == t.options.dtype() ? factor : factor.to(t.options.dtype().toScalarType());
+  const int64_t lead = static_cast<int64_t>(t.shape.size()) - c.dim();
+  const bool flat = lead == 0 && c.sizes() == c10::IntArrayRef(t.shape) && c.is_contiguous();
+  if (lead > 0) {
+    Shape full(lead, 1);
+    full.append(c.sizes().begin(), c.sizes().end());
+    c = c.reshape(full);
+  }
+  // Terms that share a coef go on sharing it: the product is formed once.
+  struct Done {
+    Tensor before;
+    Window window;
+    Tensor after;
+  };
+  c10::SmallVector<Done, 4> done;
+  for (Term& term : t.terms) {
+    Placement p;
+    if (!flat) place_or_densify(t, term, p);
+    const Window w = window(term, flat ? nullptr : &p, c);
+    const Done* known = nullptr;
+    for (const Done& d : done) {
+      const bool same = term.coef.defined() ? d.before.defined() && d.before.is_same(term.coef) : !d.before.defined();
+      if (same && d.window == w) known = &d;
+    }
+    if (known) {
+      term.coef = known->after;
+      continue;
+    }
+    const Tensor view = windowed(c, w);
+    Tensor after = term.coef.defined() ? at::mul(term.coef, view) : view;
+    if (t.terms.size() > 1) done.push_back({term.coef, w, after});
+    term.coef = std::move(after);
+  }
+  return t;
+}
+
+Tangent view(Tangent t, c10::IntArrayRef shape) {
+  t.shape = Shape(shape.begin(), shape.end());
+  return t;
+}
+
+Tangent expand(Tangent t, c10::IntArrayRef shape) {
+  if (c10::IntArrayRef(t.shape) == shape) return t;
+  Geometry g;
+  g.size = Shape(shape.begin(), shape.end());
+  g.stride.assign(shape.size(), 0);
+  const Shape strides = row_major(t.shape);
+  const size_t lead = shape.size() - t.shape.size();
+  for (size_t a = 0; a < t.shape.size(); ++a) {
+    if (t.shape[a] == shape[lead + a] && t.shape[a] != 1) g.stride[lead + a] = strides[a];
+  }
+  return take(std::move(t), g);
+}
+
+Tangent sum_to(Tangent t, c10::IntArrayRef shape) {
+  if (c10::IntArrayRef(t.shape) == shape) return t;
+  Shape axes;
+  const size_t lead = t.shape.size() - shape.size();
+  for (size_t a = 0; a < t.shape.size(); ++a) {
+    if (a < lead || (shape[a - lead] == 1 && t.shape[a] != 1)) axes.push_back(static_cast<int64_t>(a));
+  }
+  return view(sum(std::move(t), axes, false), shape);
+}
+
+Tangent sum(Tangent t, c10::IntArrayRef axes, bool keepdim) {
+  const int64_t rank = static_cast<int64_t>(t.shape.size());
+  std::vector<bool> gone(rank, false);
+  for (int64_t a : axes) gone[a] = true;
+  Shape shape, kept, to(rank, -1);
+  for (int64_t a = 0; a < rank; ++a) {
+    if (!gone[a]) {
+      to[a] = static_cast<int64_t>(shape.size());
+      shape.push_back(t.shape[a]);
+    }
+    kept.push_back(gone[a] ? 1 : t.shape[a]);
+  }
+  for (Term& term : t.terms) {
+    Placement p;
+    place_or_densify(t, term, p);
+    std::vector<bool> reduce(term.rank());
+    for (int64_t d = 0; d < term.rank(); ++d) reduce[d] = p.axis[d] >= 0 && gone[p.axis[d]] && term.dims[d].ks == 0;
+    move_axes(term, p, to, shape);
+    reduce_dims(term, reduce);
+  }
+  t.shape = keepdim ? kept : shape;
+  Tangent out = zero_like(t, t.shape);
+  accumulate(out, std::move(t));
+  return out;
+}
+
+namespace {
+
+// Keeps the part of a term that lies on start + step * [0, count) of an axis, renumbered from 0.
+enum class Cut { kept, dropped, irregular };
+
+Cut cut_axis(Term& term, Placement& p, int64_t a, int64_t start, int64_t step, int64_t count, int64_t size) {
+  if (start == 0 && step == 1 && count == size) return Cut::kept;
+  int64_t d = -1;
+  for (int64_t i = 0; i < term.rank(); ++i) {
+    if (p.axis[i] != a) continue;
+    if (d >= 0) return Cut::irregular;
+    d = i;
+  }
+  const int64_t from = p.offset[a] - start;
+  if (d < 0) {
+    if (from < 0 || from % step != 0 || from / step >= count) return Cut::dropped;
+    p.offset[a] = from / step;
+    return Cut::kept;
+  }
+  const int64_t s = p.step[d];
+  // Index i of the dimension lands on (from + i s) / step.
+  int64_t first = 0, stride = 1;
+  if (s % step == 0) {
+    if (from % step != 0) return Cut::dropped;
+  } else if (step % s == 0) {
+    if (from % s != 0) return Cut::dropped;
+    stride = step / s;
+    first = ((-from / s) % stride + stride) % stride;
+  } else {
+    return Cut::irregular;
+  }
+  if (from + first * s < 0) {
+    const int64_t jump = stride * s;
+    first += (-(from + first * s) + jump - 1) / jump * stride;
+  }
+  const int64_t last_value = (count - 1) * step;  // largest (from + i s) allowed
+  if (first >= term.dims[d].n || from + first * s > last_value) return Cut::dropped;
+  const int64_t last = std::min(term.dims[d].n - 1, (last_value - from) / s);
+  const int64_t n = (last - first) / stride + 1;
+  for (Tensor* f : {&term.coef, &term.core}) {
+    if (varies(*f, d)) *f = f->slice(d, first, last + 1, stride);
+  }
+  term.k0 += first * term.dims[d].ks;
+  term.dims[d] = {n, term.dims[d].ks * stride, term.dims[d].vs};
+  p.offset[a] = (from + first * s) / step;
+  p.step[d] = stride * s / step;
+  return Cut::kept;
+}
+
+// Assigns each geometry dimension to an axis of `shape`: axis[j] (-1: broadcast), step[j], start per axis.
+bool resolve(const Geometry& g, c10::IntArrayRef shape, Shape& axis, Shape& step, Shape& start) {
+  const Shape strides = row_major(shape);
+  const int64_t axes = static_cast<int64_t>(shape.size());
+  start.assign(axes, 0);
+  for (int64_t a = 0; a < axes; ++a) start[a] = (g.offset / strides[a]) % shape[a];
+  std::vector<bool> used(axes, false);
+  axis.clear();
+  step.clear();
+  for (size_t j = 0; j < g.size.size(); ++j) {
+    if (g.size[j] == 1 || g.stride[j] == 0) {
+      axis.push_back(-1);
+      step.push_back(1);
+      continue;
+    }
+    int64_t a = 0;
+    while (a < axes && (shape[a] == 1 || strides[a] > g.stride[j])) ++a;
+    if (a == axes || g.stride[j] % strides[a] != 0 || used[a]) return false;
+    const int64_t s = g.stride[j] / strides[a];
+    if (start[a] + (g.size[j] - 1) * s >= shape[a]) return false;
+    used[a] = true;
+    axis.push_back(a);
+    step.push_back(s);
+  }
+  return true;
+}
+
+bool overlaps(const Geometry& g) {
+  c10::SmallVector<std::pair<int64_t, int64_t>, 6> dims;
+  for (size_t j = 0; j < g.size.size(); ++j) {
+    if (g.size[j] > 1) dims.emplace_back(g.stride[j], g.size[j]);
+  }
+  std::sort(dims.begin(), dims.end());
+  int64_t reach = 0;
+  for (const auto& [stride, size] : dims) {
+    if (stride <= reach) return true;
+    reach += (size - 1) * stride;
+  }
+  return false;
+}
+
+Tensor strided_rows(const Tensor& rows, const Geometry& g) {
+  const int64_t numel = numel_of(rows.sizes().slice(1));
+  Shape size{rows.size(0)}, stride{numel};
+  size.append(g.size.begin(), g.size.end());
+  stride.append(g.stride.begin(), g.stride.end());
+  return rows.as_strided(size, stride, rows.storage_offset() + g.offset);
+}
+
+}  // namespace
+
+Tangent take(Tangent t, const Geometry& g) {
+  Shape axis, step, start;
+  if (!resolve(g, t.shape, axis, step, start)) {
+    return map_rows(t, g.size, [&](const Tensor& rows) { return strided_rows(rows.contiguous(), g).contiguous(); });
+  }
+  const int64_t rank = static_cast<int64_t>(t.shape.size());
+  Shape to(rank, -1);
+  for (size_t j = 0; j < axis.size(); ++j) {
+    if (axis[j] >= 0) to[axis[j]] = static_cast<int64_t>(j);
+  }
+  const Shape strides = row_major(g.size);
+  Tangent out = zero_like(t, g.size);
+  for (Term& source : t.terms) {
+    Term term = source;
+    Placement p;
+    place_or_densify(t, term, p);
+    Cut cut = Cut::kept;
+    for (int attempt = 0; attempt < 2; ++attempt) {
+      for (int64_t a = 0; a < rank && cut == Cut::kept; ++a) {
+        const int64_t count = to[a] < 0 ? 1 : g.size[to[a]];
+        cut = cut_axis(term, p, a, start[a], to[a] < 0 ? 1 : step[to[a]], count, t.shape[a]);
+      }
+      if (cut != Cut::irregular) break;
+      // Two dimensions share the axis: as a box there is one.
+      ledger().densified.insert(ledger().op);
+      term = densify(t, source);
+      TORCH_INTERNAL_ASSERT(place(term, t.shape, p));
+      cut = Cut::kept;
+    }
+    if (cut == Cut::dropped) continue;
+    move_axes(term, p, to, g.size);
+    for (size_t j = 0; j < axis.size(); ++j) {
+      if (axis[j] < 0 && g.size[j] > 1) append_dim(term, {g.size[j], 0, strides[j]});
+    }
+    squeeze(term);
+    settle(term);
+    out.terms.push_back(std::move(term));
+  }
+  return out;
+}
+
+Tangent put(Tangent t, const Geometry& g, c10::IntArrayRef shape) {
+  Shape broadcast;
+  for (size_t j = 0; j < g.size.size(); ++j) {
+    if (g.stride[j] == 0 && g.size[j] > 1) broadcast.push_back(static_cast<int64_t>(j));
+  }
+  if (!broadcast.empty()) {
+    Geometry rest = g;
+    for (int64_t j : broadcast) rest.size[j] = 1;
+    return put(sum(std::move(t), broadcast, true), rest, shape);
+  }
+  if (overlaps(g)) {
+    const Shape target(shape.begin(), shape.end());
+    return map_rows(t, shape, [&](const Tensor& rows) {
+      const int64_t numel = numel_of(target);
+      const Tensor index = at::arange(numel, rows.options().dtype(at::kLong)).as_strided(g.size, g.stride, g.offset);
+      Shape size{rows.size(0)};
+      size.append(target.begin(), target.end());
+      return at::zeros({rows.size(0), numel}, rows.options())
+          .index_add(1, index.reshape({-1}), rows.reshape({rows.size(0), -1}))
+          .reshape(size);
+    });
+  }
+  for (Term& term : t.terms) {
+    Placement p;
+    place_or_densify(t, term, p);
+    for (int64_t d = 0; d < term.rank(); ++d) {
+      term.dims[d].vs = p.axis[d] < 0 ? 0 : p.step[d] * g.stride[p.axis[d]];
+    }
+    term.v0 = g.offset;
+    for (size_t a = 0; a < p.offset.size(); ++a) term.v0 += p.offset[a] * g.stride[a];
+  }
+  t.shape = Shape(shape.begin(), shape.end());
+  return t;
+}
+
+Tangent map_rows(const Tangent& t, c10::IntArrayRef out_shape, const std::function<Tensor(const Tensor&)>& f) {
+  if (t.zero()) return zero_like(t, out_shape);
+  if (t.K > 1) ledger().densified.insert(ledger().op);
+  const auto [first, last] = seed_range(t);
+  Tensor rows = f(dense(t, first, last));
+  if (t.K > 1) ledger().reserve(rows.numel(), rows.element_size());
+  return from_dense(rows, t.K, first);
+}
+
+namespace {
+
+// The three factors of a product term and which of their axes are summed; picks the order of products that
+// materialises least.
+void multiply(Term& term, const Tensor& w, const std::vector<bool>& reduce) {
+  const Shape sizes = sizes_of(term);
+  bool any = false, coef_summed = false, core_summed = false, coef_on_value = true, w_on_value = true;
+  bool core_seeded = false;
+  for (int64_t d = 0; d < term.rank(); ++d) {
+    any = any || reduce[d];
+    coef_summed = coef_summed || (reduce[d] && varies(term.coef, d));
+    core_summed = core_summed || (reduce[d] && varies(term.core, d));
+    core_seeded = core_seeded || (term.dims[d].ks != 0 && varies(term.core, d));
+    if (!reduce[d] && term.dims[d].vs == 0) {
+      coef_on_value = coef_on_value && !varies(term.coef, d);
+      w_on_value = w_on_value && !varies(w, d);
+    }
+  }
+  const std::vector<bool> none(reduce.size(), false);
+  if (!any && coef_on_value) {
+    // A tied axis meets W: a broadcast product, nothing to sum.
+    if (term.core.defined()) {
+      if (w_on_value) {
+        term.coef = contract(term.coef, w, sizes, none, false, term.alpha);
+      } else {
+        term.core = contract(term.core, w, sizes, none, true, term.alpha);
+      }
+    } else {
+      term.core = w;
+    }
+  } else if (!core_summed && coef_on_value && w_on_value) {
+    // Only value-sized factors meet: the core stays as it is.
+    term.coef = contract(term.coef, w, sizes, reduce, false, term.alpha);
+  } else if (!coef_summed && coef_on_value) {
+    term.core = contract(term.core, w, sizes, reduce, true, term.alpha);
+  } else if (!term.core.defined()) {
+    term.core = contract(term.coef, w, sizes, reduce, true, term.alpha);
+    term.coef = Tensor();
+  } else {
+    // coef folds into the core or into W, whichever product is smaller.
+    int64_t into_core = 1, into_w = 1;
+    for (int64_t d = 0; d < term.rank(); ++d) {
+      into_core *= varies(term.coef, d) || varies(term.core, d) ? sizes[d] : 1;
+      into_w *= varies(term.coef, d) || varies(w, d) ? sizes[d] : 1;
+    }
+    if (into_w < into_core) {
+      const Tensor folded = contract(term.coef, w, sizes, none, false, term.alpha);
+      term.core = contract(term.core, folded, sizes, reduce, true, term.alpha);
+    } else {
+      const Tensor folded = contract(term.coef, term.core, sizes, none, true, term.alpha);
+      term.core = contract(folded, w, sizes, reduce, true, term.alpha);
+    }
+    term.coef = Tensor();
+  }
+  for (int64_t d = 0; d < term.rank(); ++d) {
+    if (reduce[d]) term.dims[d] = {1, 0, 0};
+  }
+  squeeze(term);
+  settle(term);
+}
+
+}  // namespace
+
+Tangent einsum(Tangent t, const std::string& t_axes, const Tensor& weight, const std::string& w_axes,
+               const std::string& out_axes) {
+  constexpr auto npos = std::string::npos;
+  Tensor w = weight.scalar_type() == t.options.dtype() ? weight : weight.to(t.options.dtype().toScalarType());
+  Shape shape;
+  for (char c : out_axes) {
+    const size_t in_t = t_axes.find(c), in_w = w_axes.find(c);
+    shape.push_back(in_t != npos ? t.shape[in_t] : w.size(static_cast<int64_t>(in_w)));
+  }
+  const Shape strides = row_major(shape);
+  Shape to;
+  for (char c : t_axes) {
+    const size_t at = out_axes.find(c);
+    to.push_back(at == npos ? -1 : static_cast<int64_t>(at));
+  }
+  Tangent out = zero_like(t, shape);
+  for (Term& term : t.terms) {
+    Placement p;
+    place_or_densify(t, term, p);
+    // W on the term's dimensions, then on the axes that only W has.
+    Shape size(term.rank(), 1), stride(term.rank(), 0);
+    int64_t offset = w.storage_offset();
+    std::vector<bool> reduce(term.rank(), false);
+    for (int64_t d = 0; d < term.rank(); ++d) {
+      if (p.axis[d] < 0) continue;
+      const char c = t_axes[p.axis[d]];
+      const size_t in_w = w_axes.find(c);
+      if (in_w != npos && w.size(static_cast<int64_t>(in_w)) > 1) {
+        size[d] = term.dims[d].n;
+        stride[d] = p.step[d] * w.stride(static_cast<int64_t>(in_w));
+      }
+      reduce[d] = to[p.axis[d]] < 0 && term.dims[d].ks == 0;
+    }
+    for (size_t a = 0; a < p.offset.size(); ++a) {
+      const size_t in_w = w_axes.find(t_axes[a]);
+      if (in_w != npos && w.size(static_cast<int64_t>(in_w)) > 1) offset += p.offset[a] * w.stride(static_cast<int64_t>(in_w));
+    }
+    move_axes(term, p, to, shape);
+    for (size_t i = 0; i < w_axes.size(); ++i) {
+      if (t_axes.find(w_axes[i]) != npos) continue;
+      const size_t at = out_axes.find(w_axes[i]);
+      const int64_t n = w.size(static_cast<int64_t>(i));
+      TORCH_INTERNAL_ASSERT(at != npos, "hesse: an axis of W is summed alone");
+      if (n == 1) continue;
+      append_dim(term, {n, 0, strides[at]});
+      size.push_back(n);
+      stride.push_back(w.stride(static_cast<int64_t>(i)));
+      reduce.push_back(false);
+    }
+    multiply(term, windowed(w, {size, stride, offset}), reduce);
+    Tangent one = zero_like(t, shape);
+    one.terms.push_back(std::move(term));
+    accumulate(out, std::move(one));
+  }
+  return out;
+}
+
+}  // namespace hesse

@@ -1,0 +1,43 @@
+// The algebra that rules are written in. Every verb is linear in its tangent, treats each term structurally
+// where strides can express the result, and densifies the term where they cannot.
+#pragma once
+
+#include "tangent.h"
+
+#include <functional>
+#include <string>
+
+namespace hesse {
+
+// T * c, c broadcastable to S.
+Tangent scale(Tangent t, const Tensor& c);
+// T * alpha.
+Tangent scale(Tangent t, double alpha);
+// The same flat values under another shape.
+Tangent view(Tangent t, c10::IntArrayRef shape);
+// Broadcast to `shape` (torch's rules: align at the end, repeat axes of size 1).
+Tangent expand(Tangent t, c10::IntArrayRef shape);
+// Transpose of expand: sums back to `shape`.
+Tangent sum_to(Tangent t, c10::IntArrayRef shape);
+// Sum over axes (non-negative), which are removed (keepdim: kept as size 1).
+Tangent sum(Tangent t, c10::IntArrayRef axes, bool keepdim);
+
+// A strided view of a contiguous value: element j of the view is element offset + sum_d j_d stride_d.
+struct Geometry {
+  Shape size, stride;
+  int64_t offset = 0;
+};
+// y[j] = x[geometry(j)].
+Tangent take(Tangent t, const Geometry& g);
+// Transpose of take: x of `shape`, x[geometry(j)] += y[j].
+Tangent put(Tangent t, const Geometry& g, c10::IntArrayRef shape);
+
+// out = einsum(T's value, W): one letter per axis of the value, of W and of the result. Letters missing from
+// `out_axes` are summed over; a letter that only W has becomes a new axis of the result.
+Tangent einsum(Tangent t, const std::string& t_axes, const Tensor& w, const std::string& w_axes,
+               const std::string& out_axes);
+
+// Any linear map given on rows: f([k, *S]) -> [k, *out_shape]. Densifies.
+Tangent map_rows(const Tangent& t, c10::IntArrayRef out_shape, const std::function<Tensor(const Tensor&)>& f);
+
+}  // namespace hesse
