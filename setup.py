@@ -4,6 +4,7 @@ Settings, from the environment: HESSE_NATIVE=1, HESSE_WERROR=0, HESSE_CUDA=auto|
 HESSE_CUDA_ARCHS="80;90", MAX_JOBS=n.
 """
 
+import filecmp
 import importlib.util
 import os
 import re
@@ -84,12 +85,14 @@ class CMakeBuild(build_ext):
     def place(self, source: Path, target: Path) -> None:
         """Copy the module, and write the torch version that `import hesse` asks for beside it."""
         target.parent.mkdir(parents=True, exist_ok=True)
-        fresh = target.with_name(target.name + ".new")
-        shutil.copy2(source / target.name, fresh)
-        fresh.replace(target)  # a running Python keeps the module that it has loaded
-        target.with_name("_build.py").write_text(
-            f'"""Written by the build."""\n\nTORCH_VERSION = "{torch_version()}"\n'
-        )
+        if not target.exists() or not filecmp.cmp(source / target.name, target):
+            fresh = target.with_name(target.name + ".new")
+            shutil.copy2(source / target.name, fresh)
+            fresh.replace(target)  # a running Python keeps the module that it has loaded
+        stamp = target.with_name("_build.py")
+        text = f'"""Written by the build."""\n\nTORCH_VERSION = "{torch_version()}"\n'
+        if not stamp.exists() or stamp.read_text() != text:
+            stamp.write_text(text)
 
 
 setup(ext_modules=[Extension("hesse._C", sources=[])], cmdclass={"build_ext": CMakeBuild})

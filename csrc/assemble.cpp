@@ -1,5 +1,7 @@
 #include "assemble.h"
 
+#include "kernels/mirror.h"
+
 #include <ATen/ATen.h>
 #include <c10/util/Exception.h>
 
@@ -34,6 +36,7 @@ Layout layout_of(const std::vector<Tensor>& inputs) {
 struct Block {
   Tensor flat;            // [N_i, N_j]
   bool mirrored = false;  // filled from its transpose at the end
+  bool upper = false;     // a diagonal block of which only the upper triangle was computed
 
   void open(int64_t rows, int64_t cols, const at::TensorOptions& options) {
     if (!flat.defined()) flat = at::zeros({rows, cols}, options);
@@ -100,6 +103,7 @@ void Assembly::add_term(const Term& term, size_t i, size_t j, bool whole) {
 }
 
 void Assembly::add(Tangent& t, size_t j, int64_t chunk_begin) {
+  if (t.upper) blocks[j][j].upper = true;
   // Terms that fill a block come first: the block can be made of them.
   std::stable_sort(t.terms.begin(), t.terms.end(),
                    [](const Term& a, const Term& b) { return a.coverage() > b.coverage(); });
@@ -139,6 +143,7 @@ void Assembly::finish(Blocks& out, bool dtype_of_row) {
   for (size_t i = 0; i < n; ++i) {
     for (size_t j = 0; j < n; ++j) {
       Block& block = blocks[i][j];
+      if (block.upper) kernels::mirror_upper(block.flat);
       const at::ScalarType dtype = lin.inputs[dtype_of_row ? i : j].scalar_type();
       Tensor flat = block.mirrored ? blocks[j][i].flat.t().to(dtype).contiguous() : block.flat;
       if (!flat.defined()) {
@@ -157,7 +162,7 @@ Blocks hessian(Linearization& lin, const HessianOptions& options, HessianReport&
   const Recording recording(lin.create_graph);
   const Layout layout = layout_of(lin.inputs);
   // Mirroring saves work between inputs; with one dtype only, or a block would be rounded twice.
-  bool symmetric = lin.graph.symmetric;
+  bool symmetric = lin.graph.symmetric && !lin.create_graph;
   for (const Tensor& x : lin.inputs) symmetric = symmetric && x.scalar_type() == lin.inputs[0].scalar_type();
 
   int64_t chunk = options.chunk_size.value_or(std::max<int64_t>(layout.total, 1));
@@ -170,10 +175,11 @@ Blocks hessian(Linearization& lin, const HessianOptions& options, HessianReport&
   while (begin < layout.total) {
     const int64_t end = std::min(begin + chunk, layout.total);
     const int64_t K = end - begin;
-    std::vector<int64_t> seed_end;
+    Half half;
     if (symmetric) {
       for (size_t j = 0; j < lin.inputs.size(); ++j) {
-        seed_end.push_back(std::clamp<int64_t>(layout.begin[j] + layout.size[j] - begin, 0, K));
+        half.begin.push_back(layout.begin[j] - begin);
+        half.end.push_back(std::clamp<int64_t>(layout.begin[j] + layout.size[j] - begin, 0, K));
       }
     }
     auto seeds = [&](std::vector<Tangent>& slots) {
@@ -189,7 +195,7 @@ Blocks hessian(Linearization& lin, const HessianOptions& options, HessianReport&
     };
     const Ledger before = ledger;
     try {
-      std::vector<Tangent> rows = sweep_hessian(lin, K, seeds, seed_end);
+      std::vector<Tangent> rows = sweep_hessian(lin, K, seeds, half);
       for (size_t j = 0; j < rows.size(); ++j) assembly.add(rows[j], j, begin);
       report.chunk_size = std::max(report.chunk_size, K);
       ++report.chunks;

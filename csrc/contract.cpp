@@ -34,9 +34,71 @@ Tensor grouped(const Tensor& f, const Axes& x, const Axes& y, const Axes& z) {
   return f.permute(order).reshape({extent(f, x), extent(f, y), extent(f, z)});
 }
 
+// Index of element i along a flattened group of axes, by one of their strides.
+int64_t position(int64_t i, const Axes& axes, const Landing& at, int64_t Dim::*stride) {
+  int64_t sum = 0;
+  for (size_t d = axes.size(); d-- > 0;) {
+    const Dim& dim = at.dims[axes[d]];
+    sum += i % dim.n * (dim.*stride);
+    i /= dim.n;
+  }
+  return sum;
+}
+
+// Positions grow along the flattened group.
+bool monotone(const Axes& axes, const Landing& at, int64_t Dim::*stride) {
+  int64_t reach = 0;
+  for (size_t d = axes.size(); d-- > 0;) {
+    const Dim& dim = at.dims[axes[d]];
+    if (dim.*stride <= reach) return false;
+    reach += (dim.n - 1) * (dim.*stride);
+  }
+  return true;
+}
+
+// lhs @ rhs, only where the column lies on or beyond the row's diagonal.
+Tensor upper_product(const Tensor& lhs, const Tensor& rhs, const Axes& left, const Axes& right, const Landing& at) {
+  constexpr int64_t block_rows = 128;
+  const int64_t rows = lhs.size(0), cols = rhs.size(1);
+  Tensor out = at::empty({rows, cols}, lhs.options());
+  for (int64_t r = 0; r < rows; r += block_rows) {
+    const int64_t r_end = std::min(r + block_rows, rows);
+    const int64_t k = at.k0 + position(r, left, at, &Dim::ks);
+    int64_t lo = 0, hi = cols;  // first column with v + v_shift >= k
+    while (lo < hi) {
+      const int64_t mid = (lo + hi) / 2;
+      if (at.v0 + at.v_shift + position(mid, right, at, &Dim::vs) >= k) {
+        hi = mid;
+      } else {
+        lo = mid + 1;
+      }
+    }
+    if (lo == cols) continue;
+    Tensor place = out.slice(0, r, r_end).slice(1, lo);
+    at::mm_out(place, lhs.slice(0, r, r_end), rhs.slice(1, lo));
+    ledger().flops += 2 * (r_end - r) * (cols - lo) * lhs.size(1);
+  }
+  return out;
+}
+
+bool wants_upper(const Landing& at, const Axes& left, const Axes& right, int64_t rows, int64_t cols) {
+  constexpr int64_t worthwhile = 256;
+  if (!at.upper || rows < worthwhile || cols < worthwhile) return false;
+  for (int64_t d : left) {
+    if (at.dims[d].vs != 0) return false;
+  }
+  for (int64_t d : right) {
+    if (at.dims[d].ks != 0) return false;
+  }
+  return monotone(left, at, &Dim::ks) && monotone(right, at, &Dim::vs);
+}
+
 }  // namespace
 
-Tensor contract(Tensor a, Tensor b, const Shape& sizes, const std::vector<bool>& reduce, bool seeded, double& alpha) {
+Tensor contract(Tensor a, Tensor b, const Shape& sizes, const std::vector<bool>& reduce, bool seeded, double& alpha,
+                Landing* landing) {
+  const bool may_be_upper = landing && landing->upper;
+  if (landing) landing->upper = false;
   const int64_t rank = static_cast<int64_t>(sizes.size());
   Axes alone_a, alone_b, batch, summed, left, right;
   for (int64_t d = 0; d < rank; ++d) {
@@ -76,22 +138,44 @@ Tensor contract(Tensor a, Tensor b, const Shape& sizes, const std::vector<bool>&
   if (seeded) ledger().reserve(out, a.element_size());
   if (summed.empty()) return at::mul(a, b);
 
-  if (seeded) {
-    ledger().flops += 2 * out * extent(a, summed);
-    ledger().gemms += 1;
-  }
+  if (seeded) ledger().gemms += 1;
   // Axes of a group are ordered by memory so that flattening them is a view where possible.
   auto by_stride = [](const Tensor& f) {
     return [&f](int64_t x, int64_t y) { return f.stride(x) > f.stride(y); };
   };
   std::stable_sort(left.begin(), left.end(), by_stride(a));
   std::stable_sort(right.begin(), right.end(), by_stride(b));
-  const Tensor& large = a.numel() >= b.numel() ? a : b;
+  if (landing) {
+    auto by_landing = [landing](int64_t x, int64_t y) {
+      const Dim &p = landing->dims[x], &q = landing->dims[y];
+      return p.ks != q.ks ? p.ks > q.ks : p.vs > q.vs;
+    };
+    std::stable_sort(left.begin(), left.end(), by_landing);
+    std::stable_sort(right.begin(), right.end(), by_landing);
+    // Seeds index the rows.
+    const bool seeds_right = std::any_of(right.begin(), right.end(), [&](int64_t d) { return landing->dims[d].ks != 0; });
+    const bool seeds_left = std::any_of(left.begin(), left.end(), [&](int64_t d) { return landing->dims[d].ks != 0; });
+    if (seeds_right && !seeds_left) {
+      std::swap(a, b);
+      std::swap(left, right);
+    }
+  }
+  const Tensor large = a.numel() >= b.numel() ? a : b;
   std::stable_sort(batch.begin(), batch.end(), by_stride(large));
   std::stable_sort(summed.begin(), summed.end(), by_stride(large));
   const Tensor lhs = grouped(a, batch, left, summed);
   const Tensor rhs = grouped(b, batch, summed, right);
-  Tensor c = batch.empty() ? at::mm(lhs.squeeze(0), rhs.squeeze(0)) : at::bmm(lhs, rhs);
+  Tensor c;
+  if (may_be_upper && batch.empty()) {
+    landing->upper = true;
+    landing->upper = wants_upper(*landing, left, right, lhs.size(1), rhs.size(2));
+  }
+  if (landing && landing->upper) {
+    c = upper_product(lhs.squeeze(0), rhs.squeeze(0), left, right, *landing);
+  } else {
+    if (seeded) ledger().flops += 2 * out * extent(a, summed);
+    c = batch.empty() ? at::mm(lhs.squeeze(0), rhs.squeeze(0)) : at::bmm(lhs, rhs);
+  }
 
   Shape unflat;
   Axes order(rank, -1);

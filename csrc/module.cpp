@@ -194,7 +194,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
             const Recording recording(h.lin.create_graph);
             const LedgerScope scope(h.report.ledger);
             const int64_t K = rows_of(dxs);
-            return rows(sweep_hessian(h.lin, K, directions(h.lin, dxs, K), {}));
+            return rows(sweep_hessian(h.lin, K, directions(h.lin, dxs, K), Half{}));
           },
           release())
       .def("report", &report_of);

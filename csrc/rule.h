@@ -59,6 +59,8 @@ struct Rule {
   Linear pull;   // one tangent per input; those not wanted are left empty (K = 0)
   Curve curve;   // likewise
   bool native = true;
+  bool reindexes = false;  // pull only moves values: what it returns is a strided view's transpose
+  bool multiplies = false;  // pull's einsum yields the input's gradient as it is
 };
 
 // Node name, such as "MulBackward0", to rule.

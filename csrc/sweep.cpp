@@ -3,6 +3,7 @@
 #include <ATen/ATen.h>
 
 #include <algorithm>
+#include <optional>
 #include <unordered_set>
 
 namespace hesse {
@@ -102,9 +103,55 @@ void forward(Linearization& lin, std::vector<Tangent>& slots, int64_t K, bool on
   }
 }
 
-std::vector<Tangent> back(Linearization& lin, std::vector<Tangent> dx_slots, std::vector<Tangent> dg, int64_t K,
-                          bool with_curve, const std::vector<int64_t>& seed_end) {
+// The step that makes each slot (-1: an input).
+std::vector<int> producers(const Graph& graph) {
+  std::vector<int> producer(graph.slots.size(), -1);
+  for (size_t s = 0; s < graph.steps.size(); ++s) {
+    for (int o : graph.steps[s].out) {
+      if (o >= 0) producer[o] = static_cast<int>(s);
+    }
+  }
+  return producer;
+}
+
+// A slot that is an input, or only a chain of views away from one, is where the sweep ends.
+std::optional<Demand> demand_of(Linearization& lin, const std::vector<int>& producer, int slot, const Half& half) {
   const Graph& graph = lin.graph;
+  std::vector<int> chain;
+  int at = slot;
+  while (producer[at] >= 0) {
+    const Step& step = graph.steps[producer[at]];
+    if (!step.rule->reindexes) return std::nullopt;
+    chain.push_back(producer[at]);
+    at = step.in[0];
+  }
+  const int input = graph.slots[at].last_input;
+  Demand demand;
+  demand.shape = graph.slots[slot].shape;
+  demand.v_shift = half.begin[input];
+  demand.to_input = [&lin, chain](Term& term) {
+    for (int s : chain) {
+      Local& local = lin.locals[s];
+      Tangent t;
+      t.K = 1;
+      t.shape = local.out_shape[0];
+      Placement p;
+      Term copy = term;
+      if (!place(copy, t.shape, p) || copy.rank() != term.rank()) return false;
+      t.terms.push_back(term);
+      t = lin.graph.steps[s].rule->pull(local, {std::move(t)})[0];
+      if (t.terms.size() != 1 || t.terms[0].rank() != term.rank()) return false;
+      term = std::move(t.terms[0]);
+    }
+    return true;
+  };
+  return demand;
+}
+
+std::vector<Tangent> back(Linearization& lin, std::vector<Tangent> dx_slots, std::vector<Tangent> dg, int64_t K,
+                          bool with_curve, const Half& half) {
+  const Graph& graph = lin.graph;
+  const std::vector<int> producer = producers(graph);
   std::vector<int> uses(graph.slots.size(), 0);
   for (const Step& step : graph.steps) {
     for (int i : step.in) {
@@ -117,7 +164,7 @@ std::vector<Tangent> back(Linearization& lin, std::vector<Tangent> dx_slots, std
     ledger().op = step.name.c_str();
     int last_input = -1;
     for (int i : step.in) last_input = i >= 0 ? std::max(last_input, graph.slots[i].last_input) : last_input;
-    const int64_t k_end = seed_end.empty() ? K : seed_end[last_input];
+    const int64_t k_end = half.end.empty() ? K : half.end[last_input];
 
     account(dx_slots, dg);
     Tangents dgy = gather(step.out, dg, K);
@@ -134,7 +181,22 @@ std::vector<Tangent> back(Linearization& lin, std::vector<Tangent> dx_slots, std
         accumulate(dg[slot], conform(std::move(gx[i]), graph.slots[slot]));
       }
     };
-    if (!all_zero(dgy)) collect(step.rule->pull(local, dgy));
+    if (!all_zero(dgy)) {
+      if (half.end.empty() || !step.rule->multiplies) {
+        collect(step.rule->pull(local, dgy));
+      } else {
+        // One input at a time: each has its own demand.
+        for (size_t i = 0; i < step.in.size(); ++i) {
+          if (step.in[i] < 0) continue;
+          std::fill(local.wanted.begin(), local.wanted.end(), false);
+          local.wanted[i] = true;
+          const auto wish = demand_of(lin, producer, step.in[i], half);
+          const DemandScope scope(wish ? &*wish : nullptr);
+          collect(step.rule->pull(local, dgy));
+        }
+        local.wanted = local.active;
+      }
+    }
     if (with_curve && step.rule->curve) {
       Tangents dx = gather(step.in, dx_slots, K);
       for (int i : step.in) {
@@ -178,12 +240,11 @@ std::vector<Tangent> sweep_back(Linearization& lin, int64_t K, std::vector<Tange
   return back(lin, {}, std::move(dg), K, /*with_curve=*/false, {});
 }
 
-std::vector<Tangent> sweep_hessian(Linearization& lin, int64_t K, const Seeds& seeds,
-                                   const std::vector<int64_t>& seed_end) {
+std::vector<Tangent> sweep_hessian(Linearization& lin, int64_t K, const Seeds& seeds, const Half& half) {
   std::vector<Tangent> slots = empty_slots(lin.graph, K);
   seeds(slots);
   forward(lin, slots, K, /*only_curved=*/true);
-  return back(lin, std::move(slots), empty_slots(lin.graph, K), K, /*with_curve=*/true, seed_end);
+  return back(lin, std::move(slots), empty_slots(lin.graph, K), K, /*with_curve=*/true, half);
 }
 
 }  // namespace hesse

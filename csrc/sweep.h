@@ -13,9 +13,12 @@ using Seeds = std::function<void(std::vector<Tangent>& slots)>;
 std::vector<Tangent> sweep_forward(Linearization& lin, int64_t K, const Seeds& seeds);
 // J' dgy: one tangent per input.
 std::vector<Tangent> sweep_back(Linearization& lin, int64_t K, std::vector<Tangent> dgys);
-// H dx, one tangent per input. `seed_end[i]`: input i only needs the seeds below it (its own and those of
-// earlier inputs, when the other half follows by symmetry); empty: all.
-std::vector<Tangent> sweep_hessian(Linearization& lin, int64_t K, const Seeds& seeds,
-                                   const std::vector<int64_t>& seed_end);
+// What the Hessian's symmetry leaves out: input j only needs the seeds of earlier inputs and its own, [0, end[j]),
+// and of its own only those up to the element's. Empty: everything.
+struct Half {
+  std::vector<int64_t> begin, end;  // per input, its seeds as the sweep counts them
+};
+// H dx, one tangent per input.
+std::vector<Tangent> sweep_hessian(Linearization& lin, int64_t K, const Seeds& seeds, const Half& half);
 
 }  // namespace hesse

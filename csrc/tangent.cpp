@@ -428,6 +428,7 @@ void restrict_seeds(Tangent& t, int64_t k_end) {
 }
 
 void accumulate(Tangent& t, Tangent other) {
+  t.upper = t.upper || other.upper;
   if (t.zero()) {
     t.terms = std::move(other.terms);
     return;

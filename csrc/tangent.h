@@ -49,6 +49,7 @@ struct Tangent {
   Shape shape;               // S
   at::TensorOptions options;  // dtype and device of T
   c10::SmallVector<Term, 2> terms;  // none: zero
+  bool upper = false;  // holds only what lies on or above the Hessian's diagonal (see Demand)
 
   bool zero() const { return terms.empty(); }
   int64_t numel() const;  // of S

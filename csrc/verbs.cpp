@@ -6,6 +6,7 @@
 #include <ATen/ATen.h>
 
 #include <algorithm>
+#include <optional>
 
 namespace hesse {
 
@@ -396,9 +397,23 @@ Tangent map_rows(const Tangent& t, c10::IntArrayRef out_shape, const std::functi
 
 namespace {
 
+thread_local const Demand* demand = nullptr;
+
+// The landing of a term whose dimensions (summed ones aside) are final.
+std::optional<Landing> landing_of(const Term& term, const std::vector<bool>& reduce, c10::IntArrayRef shape) {
+  if (!demand || c10::IntArrayRef(demand->shape) != shape) return std::nullopt;
+  Term bare;
+  bare.k0 = term.k0;
+  bare.v0 = term.v0;
+  for (int64_t d = 0; d < term.rank(); ++d) bare.dims.push_back(reduce[d] ? Dim{1, 0, 0} : term.dims[d]);
+  if (!demand->to_input(bare)) return std::nullopt;
+  return Landing{bare.dims, bare.k0, bare.v0, demand->v_shift, true};
+}
+
 // The three factors of a product term and which of their axes are summed; picks the order of products that
 // materialises least.
-void multiply(Term& term, const Tensor& w, const std::vector<bool>& reduce) {
+// Returns whether only the upper triangle was computed.
+bool multiply(Term& term, const Tensor& w, const std::vector<bool>& reduce, c10::IntArrayRef shape) {
   const Shape sizes = sizes_of(term);
   bool any = false, coef_summed = false, core_summed = false, coef_on_value = true, w_on_value = true;
   bool core_seeded = false;
@@ -413,6 +428,11 @@ void multiply(Term& term, const Tensor& w, const std::vector<bool>& reduce) {
     }
   }
   const std::vector<bool> none(reduce.size(), false);
+  std::optional<Landing> landing = any ? landing_of(term, reduce, shape) : std::nullopt;
+  Landing* at = landing ? &*landing : nullptr;
+  auto with_seeds = [&](const Tensor& a, const Tensor& b) {
+    return contract(a, b, sizes, reduce, true, term.alpha, at);
+  };
   if (!any && coef_on_value) {
     // A tied axis meets W: a broadcast product, nothing to sum.
     if (term.core.defined()) {
@@ -427,10 +447,11 @@ void multiply(Term& term, const Tensor& w, const std::vector<bool>& reduce) {
   } else if (!core_summed && coef_on_value && w_on_value) {
     // Only value-sized factors meet: the core stays as it is.
     term.coef = contract(term.coef, w, sizes, reduce, false, term.alpha);
+    at = nullptr;
   } else if (!coef_summed && coef_on_value) {
-    term.core = contract(term.core, w, sizes, reduce, true, term.alpha);
+    term.core = with_seeds(term.core, w);
   } else if (!term.core.defined()) {
-    term.core = contract(term.coef, w, sizes, reduce, true, term.alpha);
+    term.core = with_seeds(term.coef, w);
     term.coef = Tensor();
   } else {
     // coef folds into the core or into W, whichever product is smaller.
@@ -441,10 +462,10 @@ void multiply(Term& term, const Tensor& w, const std::vector<bool>& reduce) {
     }
     if (into_w < into_core) {
       const Tensor folded = contract(term.coef, w, sizes, none, false, term.alpha);
-      term.core = contract(term.core, folded, sizes, reduce, true, term.alpha);
+      term.core = with_seeds(term.core, folded);
     } else {
       const Tensor folded = contract(term.coef, term.core, sizes, none, true, term.alpha);
-      term.core = contract(folded, w, sizes, reduce, true, term.alpha);
+      term.core = with_seeds(folded, w);
     }
     term.coef = Tensor();
   }
@@ -453,9 +474,13 @@ void multiply(Term& term, const Tensor& w, const std::vector<bool>& reduce) {
   }
   squeeze(term);
   settle(term);
+  return at && at->upper;
 }
 
 }  // namespace
+
+DemandScope::DemandScope(const Demand* d) : previous_(demand) { demand = d; }
+DemandScope::~DemandScope() { demand = previous_; }
 
 Tangent einsum(Tangent t, const std::string& t_axes, const Tensor& weight, const std::string& w_axes,
                const std::string& out_axes) {
@@ -506,8 +531,8 @@ Tangent einsum(Tangent t, const std::string& t_axes, const Tensor& weight, const
       stride.push_back(w.stride(static_cast<int64_t>(i)));
       reduce.push_back(false);
     }
-    multiply(term, windowed(w, {size, stride, offset}), reduce);
     Tangent one = zero_like(t, shape);
+    one.upper = multiply(term, windowed(w, {size, stride, offset}), reduce, shape);
     one.terms.push_back(std::move(term));
     accumulate(out, std::move(one));
   }

@@ -37,6 +37,25 @@ Tangent put(Tangent t, const Geometry& g, c10::IntArrayRef shape);
 Tangent einsum(Tangent t, const std::string& t_axes, const Tensor& w, const std::string& w_axes,
                const std::string& out_axes);
 
+// What will become of the next product: while a demand is set, `einsum` orders its result's memory as the Hessian's
+// and, of a symmetric one, may compute the upper triangle only.
+struct Demand {
+  Shape shape;  // of the value the product flows into
+  // Rewrites dimensions of that value as dimensions of the input; false where they are not strided views of it.
+  std::function<bool(Term& dims)> to_input;
+  int64_t v_shift = 0;  // first seed of the input, counted as the sweep's seeds are
+};
+class DemandScope {
+ public:
+  explicit DemandScope(const Demand* demand);
+  ~DemandScope();
+  DemandScope(const DemandScope&) = delete;
+  DemandScope& operator=(const DemandScope&) = delete;
+
+ private:
+  const Demand* previous_;
+};
+
 // Any linear map given on rows: f([k, *S]) -> [k, *out_shape]. Densifies.
 Tangent map_rows(const Tangent& t, c10::IntArrayRef out_shape, const std::function<Tensor(const Tensor&)>& f);
 

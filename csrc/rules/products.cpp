@@ -50,6 +50,7 @@ void bilinear(const char* name, A axes, O operands) {
     if (l.wanted[p.ib] && !dx[p.ia].zero()) dgx[p.ib] = scale(einsum(dx[p.ia], p.a, gy[0], p.out, p.b), p.alpha);
     return dgx;
   };
+  rule.multiplies = true;
   add_rule(name, std::move(rule));
 }
 

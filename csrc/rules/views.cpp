@@ -30,6 +30,7 @@ void strided(const char* name, G geometry) {
   rule.pull = [geometry](Local& l, const Tangents& dgy) -> Tangents {
     return {put(dgy[0], geometry(node<N>(l), l.in_shape[0]), l.in_shape[0])};
   };
+  rule.reindexes = true;
   add_rule(name, std::move(rule));
 }
 
@@ -38,6 +39,7 @@ void reshape(const char* name) {
   Rule rule;
   rule.push = [](Local& l, const Tangents& dx) -> Tangents { return {view(dx[0], l.out_shape[0])}; };
   rule.pull = [](Local& l, const Tangents& dgy) -> Tangents { return {view(dgy[0], l.in_shape[0])}; };
+  rule.reindexes = true;
   add_rule(name, std::move(rule));
 }
 

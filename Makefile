@@ -1,0 +1,75 @@
+# make demo and make test do all the set-up on a fresh clone; make help lists the rest.
+#
+# Variables: PYTHON (the one to make the environment with), VENV (where), TORCH (what to install as torch, for
+# example TORCH="torch==2.12.1 --index-url https://download.pytorch.org/whl/cpu"), JOBS (parallel tests),
+# ARGS (passed on to pytest, the demo or the benchmark).
+
+PYTHON ?= python3
+VENV ?= .venv
+TORCH ?= torch==2.13.0
+JOBS ?= 2
+ARGS ?=
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
+CXX_FILES = $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+PY_FILES = python tests bench setup.py
+
+.DEFAULT_GOAL := help
+.PHONY: help setup build demo test bench lint format cuda-check clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+# torch comes first and alone, so that nothing else picks another one.
+$(VENV)/torch.stamp:
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) --upgrade pip setuptools wheel
+	$(PIP) $(TORCH)
+	@touch $@
+
+$(VENV)/tools.stamp: $(VENV)/torch.stamp
+	$(PIP) cmake ninja
+	@touch $@
+
+# An editable install: the Python sources stay here, and the module is built beside them.
+$(VENV)/ready.stamp: pyproject.toml setup.py $(VENV)/tools.stamp
+	$(PIP) --no-build-isolation --editable ".[demo,test,bench,lint]"
+	@touch $@
+
+setup: $(VENV)/ready.stamp  ## make the environment: torch, tools, dependencies
+
+build: setup  ## bring the compiled module up to date, in place
+	@$(BIN)/python setup.py --quiet build_ext --inplace
+
+demo: build  ## exact Hessians of two classifiers on the digits images
+	$(BIN)/python -m hesse $(ARGS)
+
+test: build  ## run every test
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)
+
+bench: build  ## time hesse against its peers
+	$(BIN)/python -m bench $(ARGS)
+
+lint: setup  ## check style, formatting and types
+	$(BIN)/ruff check $(wildcard $(PY_FILES))
+	$(BIN)/ruff format --check $(wildcard $(PY_FILES))
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run -Werror $(CXX_FILES)
+
+format: setup  ## format the sources
+	$(BIN)/ruff check --fix-only $(wildcard $(PY_FILES))
+	$(BIN)/ruff format $(wildcard $(PY_FILES))
+	$(BIN)/clang-format -i $(CXX_FILES)
+
+cuda-check:  ## compile the CUDA kernels, without a GPU and without torch
+	@for file in $(wildcard csrc/kernels/cuda/*.cu); do \
+	  echo "nvcc $$file"; \
+	  nvcc -std=c++20 -arch=all-major -I csrc -Xcompiler=-Wall,-Wextra,-fPIC -c $$file -o /dev/null || exit 1; \
+	done
+	@echo "cuda-check: $(words $(wildcard csrc/kernels/cuda/*.cu)) file(s) compiled"
+
+clean:  ## remove what was built; the environment stays
+	rm -rf build dist python/*.egg-info python/hesse/_C*.so python/hesse/_build.py
+	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -f $(VENV)/ready.stamp

@@ -1,0 +1,1 @@
+"""Problems x peers: exact Hessians, compared for agreement first and timed after."""

@@ -1,0 +1,174 @@
+"""The peers: every way to the Hessian that a user of PyTorch has today, and the floors.
+
+A peer is prepared once per case and then only called. `Refusal` says in words why it cannot run;
+the words end up in the table's cell.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache, partial
+from typing import Any
+
+import torch
+from torch.autograd.functional import hessian as functional_hessian
+from torch.func import hessian as func_hessian
+from torch.func import jacrev
+
+from bench.case import Case, array
+
+CHUNKS = (64, 256)
+
+
+class Refusal(Exception):
+    """A peer does not run on a case; the message is the reason."""
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A prepared call, and what is worth knowing about it, asked only once it has agreed.
+
+    Attributes:
+        call: computes the Hessian.
+        describe: a remark for the report.
+        chunk_bytes: what the engine says it holds at its widest point beside the output.
+    """
+
+    call: Callable[[], Any]
+    describe: Callable[[], str] = str
+    chunk_bytes: Callable[[], int] = int
+
+
+@dataclass(frozen=True)
+class Peer:
+    """One way to a Hessian.
+
+    Attributes:
+        name: as in the table and in `--peers`.
+        kind: `ours`, `stock` (eager PyTorch), `compiled`, `hand` or `floor` (not a Hessian at all:
+            one gradient, one write).
+        prepare: makes the call for a case, or raises `Refusal`.
+        summary: one line for the legend.
+    """
+
+    name: str
+    kind: str
+    prepare: Callable[[Case], Ready]
+    summary: str
+
+    @property
+    def compiles(self) -> bool:
+        """True if the first call compiles, so that only later calls count."""
+        return self.kind == "compiled"
+
+
+def _hesse(case: Case) -> Ready:
+    try:
+        import hesse
+    except ImportError as error:
+        raise Refusal(f"not importable: {error}") from error
+    hesse.fallback("error")
+
+    @cache
+    def report() -> Any:
+        return hesse.explain(case.func, case.args)
+
+    def describe() -> str:
+        routes = ("autograd rule", report().autograd_ops), ("densified", report().densified)
+        words = [f"{route}: {', '.join(dict.fromkeys(ops))}" for route, ops in routes if ops]
+        return "; ".join([f"chunks: {report().chunks}", *words])
+
+    return Ready(
+        partial(hesse.hessian, case.func, case.args), describe, lambda: report().widest_bytes
+    )
+
+
+def _functional(case: Case, **flags: Any) -> Ready:
+    return Ready(partial(functional_hessian, case.func, case.args, **flags))
+
+
+def _argnums(case: Case) -> int | tuple[int, ...]:
+    return 0 if len(case.inputs) == 1 else tuple(range(len(case.inputs)))
+
+
+def _torch_func(case: Case) -> Ready:
+    return Ready(partial(func_hessian(case.func, _argnums(case)), *case.inputs))
+
+
+def _rev_rev(case: Case) -> Ready:
+    """`jacrev(jacrev)` at whichever chunk size is fastest here, unchunked included."""
+    argnums = _argnums(case)
+    gradient = jacrev(case.func, argnums)
+    best: tuple[float, int | None, Callable[[], Any]] | None = None
+    for chunk in (None, *(size for size in CHUNKS if size < case.numel)):
+        call = partial(jacrev(gradient, argnums, chunk_size=chunk), *case.inputs)
+        call()
+        start = time.perf_counter()
+        call()
+        seconds = time.perf_counter() - start
+        if best is None or seconds < best[0]:
+            best = seconds, chunk, call
+    _, chunk, call = best
+    return Ready(call, lambda: f"chunk_size={chunk}")
+
+
+def _compile(case: Case) -> Ready:
+    torch._dynamo.reset()
+    whole = torch.compile(func_hessian(case.func, _argnums(case)), fullgraph=True, dynamic=False)
+    return Ready(partial(whole, *case.inputs))
+
+
+def _jax(case: Case) -> Ready:
+    if case.jax is None:
+        raise Refusal("no JAX twin")
+    try:
+        import jax
+    except ImportError as error:
+        raise Refusal(f"not importable: {error}") from error
+    device = case.inputs[0].device.type
+    if jax.default_backend() != {"cuda": "gpu"}.get(device, device):
+        raise Refusal(f"JAX has no {device} backend here")
+    jax.config.update("jax_enable_x64", case.inputs[0].dtype == torch.float64)
+    run = jax.jit(jax.hessian(case.jax(jax), _argnums(case)))
+    inputs = [array(jax, x) for x in case.inputs]
+    return Ready(lambda: jax.block_until_ready(run(*inputs)))
+
+
+def _hand(case: Case) -> Ready:
+    if case.hand is None:
+        raise Refusal("no closed form")
+    return Ready(partial(case.hand, *case.inputs))
+
+
+def _gradient(case: Case) -> Ready:
+    inputs = tuple(x.detach().clone().requires_grad_() for x in case.inputs)
+    return Ready(lambda: torch.autograd.grad(case.func(*inputs), inputs))
+
+
+def _write(case: Case) -> Ready:
+    shape = case.numel, case.numel
+    return Ready(lambda: case.inputs[0].new_empty(shape).fill_(1))
+
+
+_PEERS = (
+    Peer("hesse", "ours", _hesse, "hesse.hessian"),
+    Peer("loop", "stock", _functional, "torch.autograd.functional.hessian"),
+    Peer("vectorize", "stock", partial(_functional, vectorize=True), "... vectorize=True"),
+    Peer(
+        "vectorize-fwd",
+        "stock",
+        partial(_functional, vectorize=True, outer_jacobian_strategy="forward-mode"),
+        "... vectorize=True, outer_jacobian_strategy='forward-mode'",
+    ),
+    Peer("torch.func", "stock", _torch_func, "torch.func.hessian"),
+    Peer("rev-rev", "stock", _rev_rev, "jacrev(jacrev) at its best chunk_size of None, 64, 256"),
+    Peer("compile", "compiled", _compile, "torch.compile(torch.func.hessian), later calls"),
+    Peer("jax", "compiled", _jax, "jax.jit(jax.hessian), later calls"),
+    Peer("hand", "hand", _hand, "closed form in eager PyTorch"),
+    Peer("gradient", "floor", _gradient, "one gradient"),
+    Peer("write", "floor", _write, "filling N x N"),
+)
+
+PEERS: dict[str, Peer] = {peer.name: peer for peer in _PEERS}

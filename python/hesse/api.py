@@ -1,0 +1,293 @@
+"""The public calls: look at the inputs, record ``func`` once, hand the graph to the engine.
+
+    inputs -> outer (stock's copies) -> inner (what func sees) -> y -> _C.linearize -> blocks
+
+Results, flags and errors follow ``torch.autograd.functional.hessian``, called "stock" throughout.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.nn import Parameter
+from torch.utils._python_dispatch import _get_current_dispatch_mode
+
+from . import _C, late, stock, transforms
+from . import strict as strict_mode
+from .policy import note
+from .report import Report
+from .stock import Blocks
+
+_functorch_level = torch._C._functorch.peek_interpreter_stack
+_dispatch_modes = torch._C._len_torch_dispatch_stack
+_strided = torch.strided
+
+
+def hessian(
+    func: Callable[..., Tensor],
+    inputs: Tensor | tuple[Tensor, ...],
+    create_graph: bool = False,
+    strict: bool = False,
+    vectorize: bool = False,
+    outer_jacobian_strategy: str = "reverse-mode",
+    *,
+    chunk_size: int | None = None,
+) -> Any:
+    """Compute the Hessian of a scalar function; a drop-in for the one in torch.autograd.functional.
+
+    ``func`` runs once. An entry that is zero by the structure of ``func`` is 0 even where another
+    derivative is infinite or NaN.
+
+    Args:
+        func: takes the inputs as positional arguments, returns one Tensor with one element.
+        inputs: a Tensor or a tuple of Tensors, of any shapes and real floating-point dtypes.
+        create_graph: whether the result can be differentiated again.
+        strict: raise where the output, or its gradient, does not depend on an input.
+        vectorize: accepted as stock's flag; the values do not depend on it.
+        outer_jacobian_strategy: ``"forward-mode"``, which needs ``vectorize``, gives block (i, j)
+            the dtype of input i and returns lists where stock does.
+        chunk_size: how many seeds to sweep at a time; None fits them to the free memory.
+
+    Returns:
+        For a Tensor of shape ``S``, one Tensor of shape ``S + S``. For a tuple, a tuple of tuples:
+        ``H[i][j]`` has shape ``S_i + S_j`` and the dtype of input j. Each is contiguous.
+
+    Raises:
+        TypeError: ``The inputs given to hessian must be either a Tensor or a tuple of Tensors ...``
+            and the same of the outputs of ``func``.
+        RuntimeError: ``The Tensor returned by the function given to hessian should contain a single
+            element``, and the refusals of ``strict``.
+        ValueError: ``hesse.hessian: chunk_size must be None or a positive integer, got ...``
+        FallbackError: the engine cannot take the call and :func:`hesse.fallback` is ``"error"``.
+
+    Example:
+        >>> import hesse, torch
+        >>> def rosenbrock(x):
+        ...     return (100 * (x[1:] - x[:-1] ** 2) ** 2 + (1 - x[:-1]) ** 2).sum()
+        >>> H = hesse.hessian(rosenbrock, torch.ones(3))
+        >>> assert H.tolist() == [[802, -400, 0], [-400, 1002, -400], [0, -400, 200]]
+
+    Source:
+        B. Pearlmutter, Fast exact multiplication by the Hessian, Neural Computation 6(1), 1994.
+    """
+    if chunk_size is not None:
+        _check_chunk_size(chunk_size)
+    given = inputs if isinstance(inputs, tuple) else (inputs,)
+    forward = outer_jacobian_strategy != "reverse-mode"
+    if forward or not _plain(given):
+        # Combinations that stock refuses before it runs func are refused by stock, in its words.
+        refused = forward and (
+            outer_jacobian_strategy != "forward-mode" or create_graph or strict or not vectorize
+        )
+        reason = None
+        if not refused and not _plain(given):
+            refused, reason = _elsewhere(given, vectorize)
+        if reason is not None:
+            note(reason)
+            if _functorch_level() is not None and not strict:
+                blocks = transforms.hessian(func, given, _check_output, chunk_size)
+                return _pack(_dtype_of_row(blocks, given) if forward else blocks, inputs, forward)
+        if refused or reason is not None:
+            return stock.hessian(
+                func, inputs, create_graph, strict, vectorize, outer_jacobian_strategy
+            )
+
+    # Stock's forward mode keeps the graph of its result whatever create_graph says.
+    graph = create_graph or forward
+    outer, inner, y = _record(func, given, graph, strict)
+    gs: list[Tensor] = []
+    flags: list[list[bool]] = []
+    if graph or strict:
+        gs = stock.gradient(y, inner)
+        if strict:
+            strict_mode.check(gs, outer, create_graph, vectorize)
+        if graph:
+            flags = stock.requires_grad(gs, outer, vectorize, forward)
+
+    if y.is_leaf:
+        blocks = _zeros(given, forward)
+    else:
+        try:
+            blocks = _C.linearize([y], inner, None, create_graph).hessian(chunk_size, forward)
+        except _C.Unsupported as refusal:
+            note(str(refusal))
+            blocks = stock.rows(gs or stock.gradient(y, inner), outer, graph, vectorize)
+            if forward:
+                blocks = _dtype_of_row(blocks, given)
+        else:
+            if create_graph:
+                blocks = stock.connect(blocks, flags, outer)
+            elif forward:
+                blocks = late.attach(
+                    blocks,
+                    flags,
+                    outer,
+                    lambda: _C.linearize([y], inner, None, True).hessian(chunk_size, True),
+                )
+    return _pack(blocks, inputs, forward)
+
+
+def explain(
+    func: Callable[..., Tensor],
+    inputs: Tensor | tuple[Tensor, ...],
+    *,
+    create_graph: bool = False,
+    chunk_size: int | None = None,
+) -> Report:
+    """Compute a Hessian and say how: the rules that ran, the structure that survived, the cost.
+
+    Args:
+        func: as for :func:`hesse.hessian`; runs once.
+        inputs: as for :func:`hesse.hessian`.
+        create_graph: explain the differentiable sweep.
+        chunk_size: how many seeds to sweep at a time; None fits them to the free memory.
+
+    Returns:
+        A :class:`hesse.Report`; ``print`` it. A fallback is a field of it, not a warning.
+
+    Raises:
+        TypeError: as :func:`hesse.hessian`.
+        RuntimeError: as :func:`hesse.hessian`.
+        ValueError: as :func:`hesse.hessian`.
+
+    Example:
+        >>> import hesse, torch
+        >>> report = hesse.explain(lambda x: x.exp().sum(), torch.zeros(1000))
+        >>> assert report.fallback is None and report.native_ops["ExpBackward0"] == 1
+        >>> assert report.core_elements < 10_000  # not the million of a dense sweep
+
+    Source:
+        The counts are those of :class:`hesse.Report`.
+    """
+    if chunk_size is not None:
+        _check_chunk_size(chunk_size)
+    given = inputs if isinstance(inputs, tuple) else (inputs,)
+    if not _plain(given):
+        refused, reason = _elsewhere(given, False)
+        if refused:
+            stock.hessian(func, inputs, create_graph)
+        if reason is not None:
+            return Report(fallback=reason)
+    _, inner, y = _record(func, given, create_graph, False)
+    if y.is_leaf:
+        return Report(output_bytes=sum(b.nbytes for bs in _zeros(given, False) for b in bs))
+    try:
+        linearization = _C.linearize([y], inner, None, create_graph)
+        blocks = linearization.hessian(chunk_size, False)
+    except _C.Unsupported as refusal:
+        return Report(fallback=str(refusal))
+    return Report.of(linearization.report(), sum(b.nbytes for bs in blocks for b in bs))
+
+
+def _plain(given: tuple[Tensor, ...]) -> bool:
+    """Whether nothing about the call needs a second look; most calls pass here and go on."""
+    if _functorch_level() is not None or _dispatch_modes() or forward_ad._current_level >= 0:
+        return False
+    for x in given:
+        kind = type(x)
+        if (
+            (kind is not Tensor and kind is not Parameter)
+            or x.layout is not _strided
+            or not x.is_floating_point()
+            or not (x.is_cpu or x.is_cuda)
+            or not x.numel()
+        ):
+            return False
+    return len(given) > 0
+
+
+def _elsewhere(given: tuple[Tensor, ...], vectorize: bool) -> tuple[bool, str | None]:
+    """The second look: does stock refuse these inputs, and if not, why does the engine.
+
+    Returns:
+        ``(True, None)`` for stock to refuse, ``(False, reason)`` for stock to compute,
+        ``(False, None)`` for the engine after all.
+    """
+    if not given or not all(isinstance(x, Tensor) for x in given):
+        return True, None
+    if not all(x.is_floating_point() or x.is_complex() for x in given):
+        return True, None
+    if not any(x.numel() for x in given) or not (vectorize or all(x.numel() for x in given)):
+        return True, None
+    if _functorch_level() is not None:
+        return False, "it is called inside a torch.func transform or vmap"
+    if forward_ad._current_level >= 0:
+        return False, "it is called inside torch.autograd.forward_ad.dual_level"
+    if _dispatch_modes():
+        mode = type(_get_current_dispatch_mode()).__name__
+        return False, f"a dispatch mode is active ({mode}), which the engine's kernels bypass"
+    for i, x in enumerate(given):
+        if type(x) is not Tensor and type(x) is not Parameter:
+            return False, f"input {i} is a {type(x).__name__}, a tensor subclass"
+        if x.is_complex():
+            return False, f"input {i} is complex ({x.dtype})"
+        if x.layout is not _strided:
+            return False, f"input {i} has layout {x.layout}"
+        if not (x.is_cpu or x.is_cuda):
+            return False, f"input {i} is on a {x.device.type} device"
+    return False, None
+
+
+def _record(
+    func: Callable[..., Tensor], given: tuple[Tensor, ...], graph: bool, strict: bool
+) -> tuple[list[Tensor], list[Tensor], Tensor]:
+    """Run ``func`` once on views of copies of the inputs, as stock does, and check what it returns.
+
+    The views keep ``func`` from meeting a leaf: it sees the same errors for in-place writes.
+    """
+    compiled = getattr(func, "_torchdynamo_orig_callable", None)
+    if compiled is not None:
+        # A region compiled with AOTAutograd records a first derivative and no second one.
+        func = getattr(func, "_orig_mod", compiled)
+    with torch.enable_grad():
+        outer = [
+            x.view_as(x) if graph and x.requires_grad else x.detach().requires_grad_()
+            for x in given
+        ]
+        inner = [x.view_as(x) for x in outer]
+        y = func(*inner)
+    if strict or type(y) is not Tensor or y.nelement() != 1 or y.is_complex():
+        _check_output(y, strict)
+    return outer, inner, y
+
+
+def _check_output(y: Any, strict: bool = False) -> None:
+    is_tuple, ys = stock.as_tuple(y, "outputs of the user-provided function", "hessian")
+    stock.check_requires_grad(ys, "outputs", strict=strict)
+    if is_tuple:
+        raise RuntimeError("The function given to hessian should return a single Tensor")
+    if y.nelement() != 1:
+        raise RuntimeError(
+            "The Tensor returned by the function given to hessian should contain a single element"
+        )
+    if y.is_complex() and y.requires_grad:
+        torch.autograd.grad(y, y)  # refuses, in torch's words
+
+
+def _check_chunk_size(chunk_size: object) -> None:
+    if isinstance(chunk_size, bool) or not isinstance(chunk_size, int) or chunk_size < 1:
+        raise ValueError(
+            f"hesse.hessian: chunk_size must be None or a positive integer, got {chunk_size!r}"
+        )
+
+
+def _zeros(given: tuple[Tensor, ...], dtype_of_row: bool) -> Blocks:
+    """The Hessian of a constant."""
+    return [
+        [(xi if dtype_of_row else xj).new_zeros(xi.shape + xj.shape) for xj in given]
+        for xi in given
+    ]
+
+
+def _dtype_of_row(blocks: Blocks, given: tuple[Tensor, ...]) -> Blocks:
+    return [[b.to(x.dtype) for b in bs] for bs, x in zip(blocks, given, strict=True)]
+
+
+def _pack(blocks: Blocks, inputs: Tensor | tuple[Tensor, ...], forward: bool) -> Any:
+    if not isinstance(inputs, tuple):
+        return blocks[0][0]
+    return blocks if forward else tuple(map(tuple, blocks))

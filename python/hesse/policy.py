@@ -1,0 +1,103 @@
+"""What a call does when it cannot use the engine: raise, warn once per reason, or say nothing.
+
+The policy lives in a context variable, so threads and asyncio tasks do not see each other's.
+"""
+
+from __future__ import annotations
+
+import warnings
+from contextvars import ContextVar
+from types import TracebackType
+
+POLICIES = ("error", "warn", "silent")
+
+_policy: ContextVar[str] = ContextVar("hesse.fallback", default="warn")
+_warned: set[str] = set()
+
+
+class FallbackWarning(UserWarning):
+    """A whole call went through plain autograd instead of the engine."""
+
+
+class FallbackError(RuntimeError):
+    """A whole call would have gone through plain autograd and the policy is ``"error"``."""
+
+
+class _Restore:
+    """Puts the previous policy back when its ``with`` block ends."""
+
+    def __init__(self, previous: str) -> None:
+        self._previous = previous
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        _policy.set(self._previous)
+
+
+def fallback(policy: str) -> _Restore:
+    """Choose what happens when a whole call has to leave the engine.
+
+    The choice holds from here on for the calling thread (or asyncio task), as
+    :func:`torch.set_grad_enabled` does; in a ``with`` statement, until the block ends. Every thread
+    starts with ``"warn"``.
+
+    Args:
+        policy: ``"error"`` raises :class:`FallbackError`; ``"warn"`` (the default) issues one
+            :class:`FallbackWarning` per reason, and choosing it again makes every reason new;
+            ``"silent"`` says nothing.
+
+    Returns:
+        A context manager that restores the previous policy.
+
+    Raises:
+        ValueError: ``hesse.fallback: the policy must be 'error', 'warn' or 'silent', got ...``
+
+    Example:
+        >>> import hesse, torch
+        >>> with hesse.fallback("error"):
+        ...     H = hesse.hessian(lambda x: (x**3).sum(), torch.ones(2))
+        >>> assert torch.equal(H, 6 * torch.eye(2))
+    """
+    if policy not in POLICIES:
+        raise ValueError(
+            f"hesse.fallback: the policy must be 'error', 'warn' or 'silent', got {policy!r}"
+        )
+    previous = _policy.get()
+    _policy.set(policy)
+    if policy == "warn":
+        _warned.clear()
+    return _Restore(previous)
+
+
+def note(reason: str, stacklevel: int = 3) -> None:
+    """Act on a fallback that is about to happen, as the policy says.
+
+    Args:
+        reason: why the engine cannot take the call; one clause, no full stop.
+        stacklevel: frames between here and the user's line, as for :func:`warnings.warn`.
+
+    Raises:
+        FallbackError: when the policy is ``"error"``.
+    """
+    policy = _policy.get()
+    if policy == "error":
+        raise FallbackError(
+            f"hesse.hessian cannot use its engine: {reason}. "
+            "hesse.fallback('warn') or hesse.fallback('silent') lets plain autograd do it."
+        )
+    if policy == "warn" and reason not in _warned:
+        _warned.add(reason)
+        warnings.warn(
+            f"hesse.hessian used plain autograd instead of its engine: {reason}. The result is "
+            "the same, at autograd's speed. hesse.fallback('error') refuses such calls, "
+            "hesse.fallback('silent') hides this message.",
+            FallbackWarning,
+            stacklevel=stacklevel,
+        )

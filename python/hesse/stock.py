@@ -1,0 +1,171 @@
+"""``torch.autograd.functional.hessian`` ("stock"), and its double backward from a recorded graph.
+
+Stock differentiates every entry of the gradient ``g_i = dy/dx_i``. Here one entry per input tells
+how stock's blocks are connected, and ``rows`` does them all when the engine cannot take the graph.
+Nothing here runs ``func``, except ``hessian``, which is stock itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import functional
+
+# torch leaves these untyped; the last two hold the words of its errors.
+hessian: Callable[..., Any] = functional.hessian
+as_tuple: Callable[..., tuple[bool, tuple[Tensor, ...]]] = functional._as_tuple
+check_requires_grad: Callable[..., None] = functional._check_requires_grad
+
+Blocks = list[list[Tensor]]
+Row = tuple[Tensor | None, ...]
+
+
+def gradient(y: Tensor, xs: Sequence[Tensor]) -> list[Tensor]:
+    """The recorded gradient of ``y``, zeros where ``y`` does not depend on an input.
+
+    Args:
+        y: one element, any shape.
+        xs: the inputs that ``func`` saw.
+
+    Returns:
+        ``g_i`` of the shape of ``x_i``; it requires grad where stock's does.
+    """
+    if not y.requires_grad:
+        return [torch.zeros_like(x) for x in xs]
+    gs = torch.autograd.grad(y, xs, create_graph=True, allow_unused=True)
+    return [torch.zeros_like(x) if g is None else g for g, x in zip(gs, xs, strict=True)]
+
+
+def row(g: Tensor, k: int, outer: Sequence[Tensor], create_graph: bool) -> Row:
+    """One row of the Hessian: the derivative of entry ``k`` of one gradient, None where unused."""
+    if not g.requires_grad:
+        return (None,) * len(outer)
+    with torch.enable_grad():
+        entry = g.reshape(-1)[k]
+    return torch.autograd.grad(
+        entry, outer, retain_graph=True, create_graph=create_graph, allow_unused=True
+    )
+
+
+def first_rows(gs: Sequence[Tensor], outer: Sequence[Tensor], create_graph: bool) -> list[Row]:
+    """The first row of each block row; all rows of a block have the same connectivity."""
+    return [row(g, 0, outer, create_graph) if g.numel() else (None,) * len(outer) for g in gs]
+
+
+def requires_grad(
+    gs: Sequence[Tensor], outer: Sequence[Tensor], vectorize: bool, forward: bool
+) -> list[list[bool]]:
+    """Which of stock's blocks require grad under ``create_graph=True``.
+
+    The loop decides per block. ``vectorize`` differentiates all gradients at once, so it decides
+    per column. Forward mode pushes all inputs at once and keeps a graph wherever there is a
+    tangent, so it decides per row.
+    """
+    n = len(outer)
+    if vectorize and not forward:
+        live = [g for g in gs if g.requires_grad]
+        if not live:
+            return [[False] * n] * n
+        columns = torch.autograd.grad(
+            live,
+            outer,
+            [torch.zeros_like(g) for g in live],
+            retain_graph=True,
+            create_graph=True,
+            allow_unused=True,
+        )
+        return [[c is not None and c.requires_grad for c in columns]] * n
+    if forward:
+        return [[any(b is not None for b in r)] * n for r in first_rows(gs, outer, False)]
+    return [[b is not None and b.requires_grad for b in r] for r in first_rows(gs, outer, True)]
+
+
+def connect(blocks: Blocks, flags: list[list[bool]], outer: Sequence[Tensor]) -> Blocks:
+    """The same blocks, requiring grad exactly where ``flags`` says.
+
+    A block that is constant to the engine and not to stock gets a zero that is in the graph: the
+    sum of an empty slice, which no infinity or NaN in the input can reach.
+    """
+
+    def one(block: Tensor, flag: bool) -> Tensor:
+        if block.requires_grad == flag:
+            return block
+        if not flag:
+            return block.detach()
+        for x in outer:
+            block = block + x.reshape(-1)[:0].sum().to(block)
+        return block
+
+    with torch.enable_grad():
+        return [
+            [one(b, flag) for b, flag in zip(bs, fs, strict=True)]
+            for bs, fs in zip(blocks, flags, strict=True)
+        ]
+
+
+def rows(
+    gs: Sequence[Tensor], outer: Sequence[Tensor], create_graph: bool, vectorize: bool
+) -> Blocks:
+    """The whole Hessian, row by row or (``vectorize``) in one batched backward.
+
+    Args:
+        gs: from :func:`gradient`.
+        outer: the inputs to differentiate by.
+        create_graph: keep the graph of the result.
+        vectorize: batch the rows by vmap.
+
+    Returns:
+        Blocks of shape ``x_i.shape + x_j.shape`` and the dtype of ``x_j``.
+    """
+    with torch.enable_grad():
+        make = _batched if vectorize else _looped
+        blocks = make(gs, outer, create_graph)
+    return blocks if create_graph else [[b.detach() for b in bs] for bs in blocks]
+
+
+def _looped(gs: Sequence[Tensor], outer: Sequence[Tensor], create_graph: bool) -> Blocks:
+    blocks: Blocks = []
+    for g in gs:
+        columns: list[list[Tensor]] = [[] for _ in outer]
+        for k in range(g.numel()):
+            for column, part, x in zip(columns, row(g, k, outer, create_graph), outer, strict=True):
+                column.append(torch.zeros_like(x) if part is None else part)
+        blocks.append(
+            [torch.stack(c).view(g.shape + x.shape) for c, x in zip(columns, outer, strict=True)]
+        )
+    return blocks
+
+
+def _batched(gs: Sequence[Tensor], outer: Sequence[Tensor], create_graph: bool) -> Blocks:
+    sizes = [g.numel() for g in gs]
+    total, start = sum(sizes), 0
+    live, seeds = [], []
+    for g, size in zip(gs, sizes, strict=True):
+        if g.requires_grad:
+            seed = g.new_zeros(total, size)
+            seed.diagonal(-start).fill_(1)
+            live.append(g)
+            seeds.append(seed.view(total, *g.shape))
+        start += size
+    grads: Row = (None,) * len(outer)
+    if live:
+        grads = torch.autograd.grad(
+            live,
+            outer,
+            seeds,
+            retain_graph=True,
+            create_graph=create_graph,
+            allow_unused=True,
+            is_grads_batched=True,
+        )
+    columns = [
+        torch.split(x.new_zeros(total, *x.shape) if c is None else c, sizes)
+        for c, x in zip(grads, outer, strict=True)
+    ]
+    return [
+        [column[i].view(g.shape + x.shape) for column, x in zip(columns, outer, strict=True)]
+        for i, g in enumerate(gs)
+    ]

@@ -1,0 +1,362 @@
+"""The laws of the tangent algebra, over random tangents.
+
+Each verb on a structured tangent is the same operation on its dense form, and each verb and its
+transpose are adjoint, seed by seed. Rules are written in these verbs and inherit the laws.
+"""
+
+import math
+import string
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from random_tangents import LIKE, Tangent, Term, f64, row_major, shapes, tangents, views
+
+from hesse import _C
+
+pytestmark = pytest.mark.ours
+
+law = settings(
+    max_examples=150,
+    derandomize=True,
+    deadline=None,
+    database=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+
+
+def agree(lazy, expected):
+    assert list(lazy.shape) == list(expected.shape[1:]) and lazy.K == expected.shape[0]
+    rows = lazy.dense()
+    assert rows.dtype == f64
+    torch.testing.assert_close(rows, expected, rtol=1e-12, atol=1e-12)
+
+
+def flat(rows):
+    return rows.reshape(rows.shape[0], -1)
+
+
+def inner(a, b):
+    """<a, b>, seed by seed."""
+    return (flat(a) * flat(b)).sum(1)
+
+
+def adjoint(forward, x, back, y):
+    """<A x, y> = <x, A' y>."""
+    torch.testing.assert_close(
+        inner(forward.dense(), y.dense()), inner(x.dense(), back.dense()), rtol=1e-12, atol=1e-12
+    )
+
+
+def normal(draw, size):
+    seed = draw(st.integers(0, 2**16))
+    return torch.randn(list(size), generator=torch.Generator().manual_seed(seed), dtype=f64)
+
+
+# ---- the representation --------------------------------------------------------------------------
+
+
+@law
+@given(tangents())
+def test_dense_is_the_formula_of_the_header(t):
+    agree(t.lazy(), t.dense())
+
+
+@law
+@given(tangents())
+def test_a_zero_tangent_has_no_terms_and_stores_nothing(t):
+    nothing = Tangent(t.K, t.shape, ()).lazy()
+    assert nothing.num_terms == 0 and nothing.stored == 0
+    agree(nothing, torch.zeros_like(t.dense()))
+
+
+@law
+@given(tangents(), st.data())
+def test_restricting_seeds_keeps_the_rows_below(t, data):
+    end = data.draw(st.integers(0, t.K))
+    kept = t.lazy().restrict_seeds(end).dense()
+    torch.testing.assert_close(kept[:end], t.dense()[:end], rtol=0, atol=1e-12)
+
+
+# ---- sums and factors ----------------------------------------------------------------------------
+
+
+@law
+@given(st.data())
+def test_add_is_the_sum(data):
+    a = data.draw(tangents())
+    b = data.draw(tangents(a.shape, a.K))
+    agree(a.lazy().add(b.lazy()), a.dense() + b.dense())
+
+
+@law
+@given(tangents(), st.data())
+def test_terms_that_share_core_and_placement_merge(t, data):
+    c = normal(data.draw, t.shape)
+    lazy = t.lazy()
+    total = lazy.add(lazy.scale(c)).add(lazy.scale(-0.5)).add(lazy.scale(c))
+    agree(total, t.dense() * (0.5 + 2 * c))
+    assert total.num_terms <= max(len(t.terms), 1)
+
+
+@law
+@given(tangents(), st.data())
+def test_scaling_is_a_product_with_any_broadcastable_factor(t, data):
+    lead = data.draw(st.integers(0, len(t.shape)))
+    size = [1 if data.draw(st.booleans()) else n for n in t.shape[lead:]]
+    c = normal(data.draw, size)
+    if data.draw(st.booleans()):
+        c = c.expand(t.shape)
+    elif data.draw(st.booleans()):
+        c = normal(data.draw, reversed(size)).permute(list(reversed(range(len(size)))))
+    agree(t.lazy().scale(c), t.dense() * c)
+    agree(t.lazy().scale(c).scale(c.exp()), t.dense() * c * c.exp())
+
+
+@law
+@given(tangents(), st.sampled_from([0.0, 1.0, -2.5]))
+def test_scaling_by_a_number_touches_no_memory(t, alpha):
+    scaled = t.lazy().scale(alpha)
+    agree(scaled, t.dense() * alpha)
+    assert scaled.stored == t.lazy().stored
+
+
+@law
+@given(tangents(), st.data())
+def test_scaling_is_its_own_transpose(t, data):
+    y = data.draw(tangents(t.shape, t.K))
+    c = normal(data.draw, t.shape)
+    adjoint(t.lazy().scale(c), t, y.lazy().scale(c), y)
+
+
+# ---- shapes --------------------------------------------------------------------------------------
+
+
+@st.composite
+def broadcasts(draw):
+    """A shape, and a wider one that it broadcasts to."""
+    wide = draw(shapes)
+    lead = draw(st.integers(0, len(wide)))
+    return tuple(1 if draw(st.booleans()) else n for n in wide[lead:]), wide
+
+
+@law
+@given(tangents(), st.data())
+def test_a_view_keeps_the_flat_values_and_every_term(t, data):
+    n = math.prod(t.shape)
+    a = data.draw(st.sampled_from([d for d in range(1, n + 1) if n % d == 0]))
+    for shape in [(n,), (a, n // a), (1, n, 1)]:
+        seen = t.lazy().view(list(shape))
+        agree(seen, t.dense().reshape(t.K, *shape))
+        assert seen.stored == t.lazy().stored
+        # What follows meets dimensions that straddle the new axes.
+        c = normal(data.draw, shape)
+        agree(seen.scale(c).sum([0], False), (t.dense().reshape(t.K, *shape) * c).sum(1))
+
+
+@law
+@given(broadcasts(), st.data())
+def test_expand_repeats(pair, data):
+    narrow, wide = pair
+    t = data.draw(tangents(narrow))
+    lead = (1,) * (len(wide) - len(narrow))
+    agree(t.lazy().expand(list(wide)), t.dense().reshape(t.K, *lead, *narrow).expand(t.K, *wide))
+
+
+@law
+@given(broadcasts(), st.data())
+def test_sum_to_undoes_a_broadcast(pair, data):
+    narrow, wide = pair
+    t = data.draw(tangents(wide))
+    rows = torch.stack([row.sum_to_size(narrow) for row in t.dense()])
+    agree(t.lazy().sum_to(list(narrow)), rows)
+
+
+@law
+@given(broadcasts(), st.data())
+def test_expand_and_sum_to_are_adjoint(pair, data):
+    narrow, wide = pair
+    x = data.draw(tangents(narrow))
+    y = data.draw(tangents(wide, x.K))
+    adjoint(x.lazy().expand(list(wide)), x, y.lazy().sum_to(list(narrow)), y)
+
+
+@law
+@given(tangents(), st.booleans(), st.data())
+def test_sum_is_the_sum_over_axes(t, keepdim, data):
+    axes = [a for a in range(len(t.shape)) if data.draw(st.booleans())]
+    rows = t.dense()
+    if axes:
+        rows = rows.sum([a + 1 for a in axes], keepdim=keepdim)
+    agree(t.lazy().sum(axes, keepdim), rows)
+
+
+# ---- strided views of the value ------------------------------------------------------------------
+
+
+def geometry(index):
+    return list(index.shape), list(index.stride()), index.storage_offset()
+
+
+@law
+@given(st.data())
+def test_take_reads_a_strided_view(data):
+    t = data.draw(tangents())
+    index = data.draw(views(t.shape))
+    rows = flat(t.dense())[:, index.flatten()].reshape(t.K, *index.shape)
+    agree(t.lazy().take(*geometry(index)), rows)
+
+
+@law
+@given(st.data())
+def test_put_adds_to_a_strided_view(data):
+    shape = data.draw(shapes)
+    index = data.draw(views(shape))
+    t = data.draw(tangents(tuple(index.shape)))
+    rows = torch.zeros(t.K, math.prod(shape), dtype=f64)
+    rows.index_add_(1, index.flatten(), flat(t.dense()))
+    agree(t.lazy().put(*geometry(index), list(shape)), rows.reshape(t.K, *shape))
+
+
+@law
+@given(st.data())
+def test_take_and_put_are_adjoint(data):
+    x = data.draw(tangents())
+    index = data.draw(views(x.shape))
+    y = data.draw(tangents(tuple(index.shape), x.K))
+    g = geometry(index)
+    adjoint(x.lazy().take(*g), x, y.lazy().put(*g, list(x.shape)), y)
+
+
+# ---- products ------------------------------------------------------------------------------------
+
+PRODUCTS = [
+    ("mp", "pq", "mq"),  # matmul, T on the left
+    ("pq", "mp", "mq"),  # matmul, T on the right
+    ("bmp", "bpq", "bmq"),
+    ("bpq", "bmp", "bmq"),
+    ("bmp", "bpq", "mq"),  # summed over the batch as well
+    ("mp", "p", "m"),
+    ("p", "mp", "m"),
+    ("p", "p", ""),
+    ("mn", "mn", ""),
+    ("m", "q", "mq"),  # outer
+    ("q", "m", "mq"),
+    ("mp", "qp", "qm"),  # transposed all round
+    ("mp", "mp", "pm"),  # elementwise, transposed
+    ("ABi", "oi", "ABo"),  # linear, leading axes
+    ("oi", "ABi", "ABo"),
+    ("ABo", "oi", "ABi"),
+]
+
+
+@st.composite
+def products(draw):
+    """Axes of a product and the size of each letter."""
+    axes = draw(st.sampled_from(PRODUCTS))
+    sizes = {c: draw(st.sampled_from([2, 3, 1])) for c in string.ascii_letters if c in "".join(axes)}
+    return axes, sizes
+
+
+def lay_out(draw, axes, sizes):
+    """W with its axes in any order of memory."""
+    order = draw(st.permutations(range(len(axes))))
+    w = normal(draw, [sizes[axes[d]] for d in order])
+    return w.permute([order.index(d) for d in range(len(axes))])
+
+
+@law
+@given(products(), st.data())
+def test_einsum_is_einsum(product, data):
+    (a, b, out), sizes = product
+    t = data.draw(tangents(tuple(sizes[c] for c in a)))
+    w = lay_out(data.draw, b, sizes)
+    agree(t.lazy().einsum(a, w, b, out), torch.einsum(f"Z{a},{b}->Z{out}", t.dense(), w))
+
+
+@law
+@given(products(), st.data())
+def test_einsum_with_its_roles_swapped_is_the_transpose(product, data):
+    (a, b, out), sizes = product
+    x = data.draw(tangents(tuple(sizes[c] for c in a)))
+    y = data.draw(tangents(tuple(sizes[c] for c in out), x.K))
+    w = lay_out(data.draw, b, sizes)
+    adjoint(x.lazy().einsum(a, w, b, out), x, y.lazy().einsum(out, w, b, a), y)
+
+
+# ---- verbs after verbs ---------------------------------------------------------------------------
+
+
+@law
+@given(tangents(), st.data())
+def test_a_chain_of_verbs_is_the_chain_on_rows(t, data):
+    lazy, rows = t.lazy(), t.dense()
+    for _ in range(data.draw(st.integers(2, 5))):
+        shape = list(lazy.shape)
+        verb = data.draw(st.sampled_from(["scale", "take", "sum", "product", "double", "view"]))
+        if verb == "scale":
+            c = normal(data.draw, shape)
+            lazy, rows = lazy.scale(c), rows * c
+        elif verb == "take":
+            index = data.draw(views(tuple(shape)))
+            lazy = lazy.take(*geometry(index))
+            rows = flat(rows)[:, index.flatten()].reshape(t.K, *index.shape)
+        elif verb == "sum" and shape:
+            axis = data.draw(st.integers(0, len(shape) - 1))
+            lazy, rows = lazy.sum([axis], False), rows.sum(axis + 1)
+        elif verb == "product" and shape:
+            axes = string.ascii_lowercase[: len(shape)]
+            w = normal(data.draw, (shape[-1], 2))
+            spec = (axes, f"{axes[-1]}Q", axes[:-1] + "Q")
+            lazy = lazy.einsum(spec[0], w, spec[1], spec[2])
+            rows = torch.einsum(f"Z{spec[0]},{spec[1]}->Z{spec[2]}", rows, w)
+        elif verb == "double":
+            c = normal(data.draw, shape)
+            lazy, rows = lazy.add(lazy.scale(c)), rows * (1 + c)
+        else:
+            lazy, rows = lazy.view([math.prod(shape)]), flat(rows)
+        agree(lazy, rows)
+
+
+# ---- structure that must survive -----------------------------------------------------------------
+
+
+def identity(*shape):
+    dims = tuple((n, s, s) for n, s in zip(shape, row_major(shape), strict=True))
+    return Tangent(math.prod(shape), shape, (Term(dims, 0, 0, 1.0, None, None),))
+
+
+def test_views_of_the_identity_store_nothing():
+    x = identity(6, 4).lazy()
+    chain = x.take([4, 3], [1, 8], 0).expand([5, 4, 3]).view([5, 12]).sum([0], False)
+    assert x.stored == chain.stored == 0 and chain.num_terms == 1
+    index = torch.arange(24).reshape(6, 4)[::2].t().flatten()
+    agree(chain, 5 * torch.eye(24, dtype=f64)[:, index])
+
+
+def test_a_product_over_a_tied_axis_stores_the_matrix_alone():
+    w = torch.randn(4, 3, dtype=f64)
+    y = identity(6, 4).lazy().einsum("bi", w, "io", "bo")
+    assert y.num_terms == 1 and y.stored == w.numel()
+
+
+def test_many_small_terms_become_one_box():
+    t = identity(40).lazy()
+    total = t.take([1], [1], 0).put([1], [1], 0, [40])
+    for i in range(1, 40):
+        total = total.add(t.take([1], [1], i).put([1], [1], i, [40]))
+    agree(total, torch.eye(40, dtype=f64))
+    dense = _C.Tangent(40, [40], LIKE, [])
+    for i in range(40):
+        row = _C.Term([(40, 0, 1)], i, 0, 1.0, None, torch.full((40,), float(i), dtype=f64))
+        dense = dense.add(_C.Tangent(40, [40], LIKE, [row]))
+    assert dense.num_terms == 1
+
+
+def test_an_empty_value_has_no_terms():
+    one = Tangent(3, (1,), (Term(((3, 1, 0),), 0, 0, 1.0, None, None),)).lazy()
+    for empty in (one.expand([0]), one.take([0], [1], 0), one.expand([2, 0])):
+        assert empty.dense().numel() == 0
+    agree(one.expand([0]).put([0], [1], 0, [4]), torch.zeros(3, 4, dtype=f64))
+    agree(one.expand([0]).sum([0], False), torch.zeros(3, dtype=f64))
