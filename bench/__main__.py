@@ -22,7 +22,7 @@ from bench.run import Neighbours, Row, Run, settings
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 CHECKED = 64  # the largest N that --check looks at
-PEER_SECONDS, QUICK_SECONDS = 2.0, 0.5  # for one peer over all rounds of a case
+PEER_SECONDS, QUICK_SECONDS = 1.0, 0.5  # for one peer over all rounds of a case
 
 
 def parser() -> argparse.ArgumentParser:

@@ -27,7 +27,7 @@ from bench.peers import Peer, Ready, Refusal
 
 SAMPLE_SECONDS = 1e-3
 LONG_SECONDS = 0.05  # a sample longer than this needs no untimed calls before it
-ONCE_SECONDS = 3.0  # a peer slower than this is called once
+ONCE_SECONDS = 1.5  # a peer slower than this is called once
 FIRST_SECONDS = 90.0  # preparing plus first call, compilation included
 TOLERANCE = {torch.float32: 2e-3, torch.float64: 1e-9}
 
@@ -113,7 +113,7 @@ def measure(
         result, prepared = agree(peer, case, expected)
         results[peer.name] = result
         if prepared is not None:
-            _size_sample(prepared, result)
+            _size_sample(prepared, result, peer.compiles)
             ready[peer.name] = prepared
     _run_rounds(ready, results, rounds, budget, tell)
     return list(results.values())
@@ -163,9 +163,10 @@ def _compare(value: Any, case: Case, expected: Tensor, result: Result) -> None:
         raise Refusal(f"disagrees: scaled error {result.error:.1e} over {limit:.0e}")
 
 
-def _size_sample(prepared: Ready, result: Result) -> None:
+def _size_sample(prepared: Ready, result: Result, compiles: bool) -> None:
     """Decides how many calls make a sample; a very slow peer's only sample is taken here."""
-    estimate = _time(prepared.call, 1)
+    slow = result.first > ONCE_SECONDS and not compiles
+    estimate = result.first if slow else _time(prepared.call, 1)
     if estimate > ONCE_SECONDS:
         result.samples, result.calls = [estimate], 1
         return

@@ -130,6 +130,9 @@ Graph build_graph(const std::vector<Tensor>& outputs, const std::vector<Tensor>&
 
   for (Node* node : order) {
     refuse_hooks(*node);
+    if (node->name() == "CheckpointFunctionBackward") {
+      throw Unsupported("reentrant checkpointing only works inside PyTorch's own backward pass");
+    }
     Step step;
     step.node = share(*node);
     step.name = node->name();

@@ -178,6 +178,7 @@ Tangent from_value(const Tensor& value) {
   t.K = 1;
   t.shape = Shape(value.sizes().begin(), value.sizes().end());
   t.options = value.options();
+  if (value.numel() == 0) return t;
   Term term;
   const Shape strides = row_major(value.sizes());
   Shape coef_size, coef_stride;

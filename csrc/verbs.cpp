@@ -311,6 +311,7 @@ Tensor strided_rows(const Tensor& rows, const Geometry& g) {
 }  // namespace
 
 Tangent take(Tangent t, const Geometry& g) {
+  if (numel_of(g.size) == 0) return zero_like(t, g.size);
   Shape axis, step, start;
   if (!resolve(g, t.shape, axis, step, start)) {
     return map_rows(t, g.size, [&](const Tensor& rows) { return strided_rows(rows.contiguous(), g).contiguous(); });

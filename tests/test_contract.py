@@ -226,7 +226,9 @@ def embedded(x):
 
 def module_call(x):
     torch.manual_seed(0)
-    net = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Tanh(), torch.nn.Linear(3, 1)).double()
+    net = torch.nn.Sequential(
+        torch.nn.Linear(2, 3), torch.nn.Tanh(), torch.nn.Linear(3, 1)
+    ).double()
     return net(x.view(-1, 2)).pow(2).sum()
 
 
@@ -290,7 +292,9 @@ def test_a_tensor_overwritten_after_it_was_saved_is_an_error(hessian):
 
 
 def test_rows_of_a_module_are_rows_of_its_functional_call(hessian):
-    net = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.GELU(), torch.nn.Linear(3, 1)).double()
+    net = torch.nn.Sequential(
+        torch.nn.Linear(2, 3), torch.nn.GELU(), torch.nn.Linear(3, 1)
+    ).double()
     names, values = zip(*net.named_parameters(), strict=True)
     data = rand(5, 2)
 

@@ -125,9 +125,17 @@ def test_two_results_do_not_share_memory(hessian):
 
 # --- nothing left behind --------------------------------------------------------------------------
 
+# The first two keep a graph on purpose; torch itself keeps a graph whose hook raised until the next
+# run of the cycle collector.
+FREED = [
+    name
+    for name in CALLS
+    if name not in ("create_graph", "forward mode", "an exception in the backward pass")
+]
+
 
 @pytest.mark.usefixtures("fallback_is_fine")
-@pytest.mark.parametrize("name", [n for n in CALLS if n not in ("create_graph", "forward mode")])
+@pytest.mark.parametrize("name", FREED)
 def test_the_graph_is_freed_with_the_call(hessian, name):
     """Without the cycle collector: what func made must go when the call ends."""
     func, flags = CALLS[name]
@@ -151,7 +159,9 @@ def test_the_graph_is_freed_with_the_call(hessian, name):
         gc.enable()
 
 
-@pytest.mark.parametrize("flags", [{"create_graph": True}, FORWARD], ids=["create_graph", "forward"])
+@pytest.mark.parametrize(
+    "flags", [{"create_graph": True}, FORWARD], ids=["create_graph", "forward"]
+)
 def test_a_kept_graph_is_freed_with_the_result(hessian, flags):
     class Marker(torch.autograd.Function):
         @staticmethod
@@ -267,6 +277,8 @@ def in_threads(count, work):
 
 @pytest.mark.parametrize("flags", [{}, {"create_graph": True}, {"strict": True}, FORWARD], ids=str)
 def test_calls_from_several_threads_give_what_one_thread_gives(hessian, flags):
+    if flags is FORWARD and hessian is stock:
+        pytest.skip("forward-mode AD levels are global to the process")
     inputs = [(rand(5), rand(3)) for _ in range(4)]
     wants = [stock(wave, pair) for pair in inputs]
 
@@ -325,21 +337,19 @@ def test_other_threads_run_python_while_a_sweep_runs(hessian):
     ticks, done = [], threading.Event()
 
     def tick():
-        while not done.is_set():
+        while not done.wait(0.0005):
             ticks.append(1)
-            done.wait(0.0005)
 
+    x = rand(400)
     ticker = threading.Thread(target=tick)
     ticker.start()
     try:
-        x = rand(400)
-        recorded = torch.ones([])
-        while recorded.numel():  # a call long enough to be seen
+        for _ in range(50):  # until one call has met a thread that was scheduled beside it
             before = len(ticks)
             hessian(dense, x)
-            during = len(ticks) - before
-            recorded = torch.ones(0) if during >= 3 or len(ticks) > 5000 else recorded
-        assert during >= 3
+            if len(ticks) - before >= 3:
+                return
+        pytest.fail("no other thread ran during a sweep")
     finally:
         done.set()
         ticker.join()
