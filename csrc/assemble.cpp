@@ -12,7 +12,7 @@ namespace hesse {
 namespace {
 
 // Seed-sized memory a sweep may hold at once before its seeds are cut into chunks.
-constexpr int64_t kBudgetBytes = int64_t{192} << 20;
+constexpr int64_t kBudgetBytes = int64_t{64} << 20;
 
 struct Layout {
   std::vector<int64_t> size, begin;  // per input: elements, first seed

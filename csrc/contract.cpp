@@ -138,6 +138,12 @@ Tensor contract(Tensor a, Tensor b, const Shape& sizes, const std::vector<bool>&
   if (seeded) ledger().reserve(out, a.element_size());
   if (summed.empty()) return at::mul(a, b);
 
+  // Many thin products: one pass and a sum beat a matrix product per batch element.
+  constexpr int64_t one_pass = int64_t{1} << 20;
+  if (!batch.empty() && (left.empty() || right.empty()) && out * extent(a, summed) <= one_pass) {
+    if (seeded) ledger().flops += 2 * out * extent(a, summed);
+    return at::mul(a, b).sum(summed, /*keepdim=*/true);
+  }
   if (seeded) ledger().gemms += 1;
   // Axes of a group are ordered by memory so that flattening them is a view where possible.
   auto by_stride = [](const Tensor& f) {

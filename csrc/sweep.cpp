@@ -152,6 +152,11 @@ std::vector<Tangent> back(Linearization& lin, std::vector<Tangent> dx_slots, std
                           bool with_curve, const Half& half) {
   const Graph& graph = lin.graph;
   const std::vector<int> producer = producers(graph);
+  // Slots whose tangent only moves from here to an input.
+  std::vector<bool> ends(graph.slots.size());
+  for (size_t s = 0; s < ends.size(); ++s) {
+    ends[s] = producer[s] < 0 || (graph.steps[producer[s]].rule->reindexes && ends[graph.steps[producer[s]].in[0]]);
+  }
   std::vector<int> uses(graph.slots.size(), 0);
   for (const Step& step : graph.steps) {
     for (int i : step.in) {
@@ -178,7 +183,7 @@ std::vector<Tangent> back(Linearization& lin, std::vector<Tangent> dx_slots, std
       for (size_t i = 0; i < gx.size(); ++i) {
         const int slot = step.in[i];
         if (slot < 0 || gx[i].zero()) continue;
-        accumulate(dg[slot], conform(std::move(gx[i]), graph.slots[slot]));
+        accumulate(dg[slot], conform(std::move(gx[i]), graph.slots[slot]), !ends[slot]);
       }
     };
     if (!all_zero(dgy)) {

@@ -428,7 +428,7 @@ void restrict_seeds(Tangent& t, int64_t k_end) {
   t.terms = std::move(kept);
 }
 
-void accumulate(Tangent& t, Tangent other) {
+void accumulate(Tangent& t, Tangent other, bool combining) {
   t.upper = t.upper || other.upper;
   if (t.zero()) {
     t.terms = std::move(other.terms);
@@ -445,7 +445,7 @@ void accumulate(Tangent& t, Tangent other) {
     }
     if (!merged) t.terms.push_back(std::move(b));
   }
-  combine(t);
+  if (combining) combine(t);
 }
 
 Tangent cast(Tangent t, at::ScalarType dtype) {

@@ -111,8 +111,9 @@ Term densify(const Tangent& t, const Term& term);
 // Only the seeds in [0, k_end).
 void restrict_seeds(Tangent& t, int64_t k_end);
 
-// t += other, merging terms of equal core and placement, combining where terms outgrow the dense box.
-void accumulate(Tangent& t, Tangent other);
+// t += other, merging terms of equal core and placement, combining where terms outgrow the dense box (`combining`
+// false: never, for sums that go to the assembly as they are).
+void accumulate(Tangent& t, Tangent other, bool combining = true);
 // A copy in another dtype.
 Tangent cast(Tangent t, at::ScalarType dtype);
 

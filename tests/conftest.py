@@ -1,7 +1,7 @@
 """Where the function under test comes from.
 
-``HESSE_UNDER_TEST=stock`` runs the tests on torch's own function: those whose oracle it is must then
-pass, which tests the tests. Those about hesse alone (mark ``ours``) are skipped.
+``HESSE_UNDER_TEST=stock`` runs the tests on torch's own function: those whose oracle it is must
+then pass, which tests the tests. Those about hesse alone (mark ``ours``) are skipped.
 """
 
 import os

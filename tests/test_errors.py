@@ -1,7 +1,10 @@
 """Misuse raises what stock raises, in its words and order; the rest says what to do."""
 
+import importlib
 import re
+import shutil
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
@@ -271,32 +274,37 @@ def test_another_torch_than_the_one_built_for_is_named_in_one_line(built, found,
     assert "pip install" in message and "\n" not in message
 
 
-@pytest.mark.ours
-def test_the_torch_version_is_checked_before_the_compiled_module_is_loaded(tmp_path):
-    """A copy of the package with a broken module: the version line must win over its traceback."""
-    import shutil
-    import subprocess
-    import sys
-    from pathlib import Path
-
+@pytest.fixture
+def copy_of_the_package(tmp_path, monkeypatch):
+    """Imports a copy of the Python sources beside a given ``_build`` and a broken module."""
     import hesse
 
-    package = tmp_path / "hesse"
-    package.mkdir()
-    for source in Path(hesse.__file__).parent.glob("*.py"):
-        shutil.copy(source, package)
-    (package / "_build.py").write_text('TORCH_VERSION = "1.2.0"\n')
-    (package / "_C.py").write_text('raise ImportError("undefined symbol")\n')
-    run = [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import hesse"]
+    monkeypatch.syspath_prepend(tmp_path)
+    sources = list(Path(hesse.__file__).parent.glob("*.py"))
 
-    error = subprocess.run(run, capture_output=True, text=True, cwd=tmp_path).stderr
-    assert "ImportError: hesse was built for torch 1.2.0, found torch" in error
-    assert "undefined symbol" not in error
+    def load(name, build):
+        package = tmp_path / name
+        package.mkdir()
+        for source in sources:
+            if source.name not in ("_build.py", "_C.py"):
+                shutil.copy(source, package)
+        if build is not None:
+            (package / "_build.py").write_text(f"TORCH_VERSION = {build!r}\n")
+        (package / "_C.py").write_text('raise ImportError("undefined symbol: _ZN3c10")\n')
+        with pytest.raises(ImportError) as error:
+            importlib.import_module(name)
+        return str(error.value)
 
-    (package / "_build.py").write_text(f'TORCH_VERSION = "{torch.__version__}"\n')
-    error = subprocess.run(run, capture_output=True, text=True, cwd=tmp_path).stderr
-    assert "ImportError: hesse cannot load its compiled module (undefined symbol)" in error
+    return load
 
-    (package / "_build.py").unlink()
-    error = subprocess.run(run, capture_output=True, text=True, cwd=tmp_path).stderr
-    assert "ImportError: hesse has no compiled module here" in error
+
+@pytest.mark.ours
+def test_the_torch_version_is_checked_before_the_compiled_module_is_loaded(copy_of_the_package):
+    message = copy_of_the_package("built_for_another", "1.2.0")
+    assert message.startswith(f"hesse was built for torch 1.2.0, found torch {torch.__version__}: ")
+
+    message = copy_of_the_package("built_for_this", torch.__version__)
+    assert message.startswith("hesse cannot load its compiled module (undefined symbol: _ZN3c10): ")
+
+    message = copy_of_the_package("not_built", None)
+    assert message.startswith("hesse has no compiled module here: ")

@@ -1,4 +1,4 @@
-"""What the engine cannot take goes through plain autograd: the same result, reported, once per reason."""
+"""What the engine cannot take goes through plain autograd: the same result, and reported."""
 
 import threading
 import warnings
@@ -136,6 +136,14 @@ def test_a_complex_input_does_what_stock_does(hessian):
             for r in (hessian, stock)
         )
         assert_same(got, want)
+
+
+@pytest.mark.usefixtures("fallback_is_fine")
+def test_inside_a_compiled_function_it_gives_what_it_gives_outside(hessian):
+    x = rand(3)
+    torch._dynamo.reset()
+    compiled = torch.compile(lambda x: hessian(cubes, x).sum() * 2, backend="eager")
+    assert_close(compiled(x), stock(cubes, x).sum() * 2)
 
 
 class Logged(TorchDispatchMode):

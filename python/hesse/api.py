@@ -213,6 +213,8 @@ def _elsewhere(given: tuple[Tensor, ...], vectorize: bool) -> tuple[bool, str | 
         return True, None
     if not any(x.numel() for x in given) or not (vectorize or all(x.numel() for x in given)):
         return True, None
+    if torch.compiler.is_compiling():
+        return False, "torch.compile is tracing it"
     if _functorch_level() is not None:
         return False, "it is called inside a torch.func transform or vmap"
     if forward_ad._current_level >= 0:

@@ -1,0 +1,231 @@
+// What runs along one axis. Running sums C and elements picked at saved indices are linear. A product, over the axis
+// (F = the sum) or running (F = C), is written without dividing by the zeros among its factors: with
+//
+//     u = 1/x and e = 0 off the zeros, u = 0 and e = 1 on them, z = F e (how many), R the product of the others,
+//     c_i = R where z = i, else 0,
+//
+//     push   dy  = c_0 F(u dx) + c_1 F(e dx)
+//     pull   dgx = u F'(c_0 dgy) + e F'(c_1 dgy)
+//     curve  dgx = u F'(gy (c_0 U + c_1 E)) + e F'(gy (c_1 U + c_2 E)) - (u^2 F'(gy c_0) + e F'(gy c_2)) dx
+//            with U = F(u dx), E = F(e dx).
+//
+// That holds at x, not around it where a factor is zero: a Hessian that is to be differentiated again is left to the
+// node itself.
+#include "reduction.h"
+
+namespace hesse::rules {
+
+namespace {
+
+// A value as [outer, n, inner] around an axis.
+struct Line {
+  Shape in, shape;
+  int64_t axis = 0, n = 1;
+};
+
+Line line_of(const Local& l, int64_t dim) {
+  Line line{l.in_shape[0], {1, 1, 1}};
+  if (line.in.empty()) return line;
+  line.axis = at::maybe_wrap_dim(dim, static_cast<int64_t>(line.in.size()));
+  for (int64_t a = 0; a < static_cast<int64_t>(line.in.size()); ++a) {
+    line.shape[a < line.axis ? 0 : a == line.axis ? 1 : 2] *= line.in[a];
+  }
+  line.n = line.shape[1];
+  return line;
+}
+
+// C, or its transpose: sums of what comes before an element, or after it, and of the element.
+Tangent running_sum(const Tangent& t, const Line& line, bool transpose) {
+  if (line.in.empty()) return t;
+  constexpr int64_t longest = 256;  // up to here a triangle of ones keeps the ties along the other axes
+  if (line.n <= longest) {
+    const Tensor triangle = at::ones({line.n, line.n}, t.options).tril();
+    return view(einsum(view(t, line.shape), "ojq", triangle, transpose ? "ji" : "ij", "oiq"), line.in);
+  }
+  const int64_t dim = line.axis + 1;
+  return map_rows(t, line.in, [&](const Tensor& rows) {
+    return transpose ? rows.flip(dim).cumsum(dim).flip(dim) : rows.cumsum(dim);
+  });
+}
+
+Tensor running_sum_back(const Tensor& t, int64_t axis) { return t.dim() == 0 ? t : t.flip(axis).cumsum(axis).flip(axis); }
+
+void cumsum() {
+  using N = gen::CumsumBackward0;
+  Rule rule;
+  rule.push = [](Local& l, const Tangents& dx) -> Tangents {
+    return {running_sum(cast(dx[0], dtype_of(l)), line_of(l, node<N>(l).dim), false)};
+  };
+  rule.pull = [](Local& l, const Tangents& dgy) -> Tangents {
+    return {running_sum(dgy[0], line_of(l, node<N>(l).dim), true)};
+  };
+  add_rule("CumsumBackward0", std::move(rule));
+}
+
+// ---- products ----------------------------------------------------------------------------------------------------
+
+// F over the axes of prod, in values and in tangents.
+struct Whole {
+  Axes axes;
+  template <class N>
+  Whole(N& n, const Local& l) : axes(node_axes(n, l)) {}
+  Tensor product(const Tensor& x) const {
+    return axes.gone.size() == 1 ? x.prod(axes.gone[0], true) : x.prod().reshape(axes.kept);
+  }
+  Tensor sum(const Tensor& x) const { return x.sum(axes.gone, true); }
+  Tensor back(const Tensor& y) const { return y; }
+  Tangent sum(Tangent t) const { return total(std::move(t), axes); }
+  Tangent back(Tangent t) const { return spread(std::move(t), axes); }
+  const Shape& shape() const { return axes.kept; }
+};
+
+// F of cumprod.
+struct Running {
+  Line line;
+  template <class N>
+  Running(N& n, const Local& l) : line(line_of(l, n.dim)) {}
+  Tensor product(const Tensor& x) const { return x.cumprod(line.axis); }
+  Tensor sum(const Tensor& x) const { return x.cumsum(line.axis); }
+  Tensor back(const Tensor& y) const { return running_sum_back(y, line.axis); }
+  Tangent sum(const Tangent& t) const { return running_sum(t, line, false); }
+  Tangent back(const Tangent& t) const { return running_sum(t, line, true); }
+  const Shape& shape() const { return line.in; }
+};
+
+// saved: u, e, c_0, c_1, R, z; memo: gy c_0, gy c_1, gy c_2, and the factor of dx in the curve.
+template <class N, class F>
+void product(const char* name) {
+  Rule rule;
+  rule.save = [](Local& l) {
+    const F f(node<N>(l), l);
+    const Tensor x = operand(l, node<N>(l).self_);
+    const Tensor e = (x == 0).to(x.scalar_type()), others = x + e;
+    const Tensor R = f.product(others), z = f.sum(e);
+    l.saved = {others.reciprocal() - e, e, R * (z == 0), R * (z == 1), R, z};
+  };
+  rule.push = [](Local& l, const Tangents& dx) -> Tangents {
+    if (c10::GradMode::is_enabled()) return autograd_rule().push(l, dx);
+    const F f(node<N>(l), l);
+    const Tangent t = cast(dx[0], dtype_of(l));
+    Tangent dy = scale(f.sum(scale(t, l.saved[0])), l.saved[2]);
+    accumulate(dy, scale(f.sum(scale(t, l.saved[1])), l.saved[3]));
+    return {view(std::move(dy), l.out_shape[0])};
+  };
+  rule.pull = [](Local& l, const Tangents& dgy) -> Tangents {
+    if (c10::GradMode::is_enabled()) return autograd_rule().pull(l, dgy);
+    const F f(node<N>(l), l);
+    const Tangent g = view(dgy[0], f.shape());
+    Tangent dgx = scale(f.back(scale(g, l.saved[2])), l.saved[0]);
+    accumulate(dgx, scale(f.back(scale(g, l.saved[3])), l.saved[1]));
+    return {std::move(dgx)};
+  };
+  rule.curve = [](Local& l, const std::vector<Tensor>& gy, const Tangents& dx) -> Tangents {
+    if (c10::GradMode::is_enabled()) return autograd_rule().curve(l, gy, dx);
+    const F f(node<N>(l), l);
+    const Tensor &u = l.saved[0], &e = l.saved[1];
+    if (l.memo.empty()) {
+      const Tensor g = gy[0].reshape(f.shape());
+      const Tensor g0 = g * l.saved[2], g1 = g * l.saved[3], g2 = g * l.saved[4] * (l.saved[5] == 2);
+      l.memo = {g0, g1, g2, u * u * f.back(g0) + e * f.back(g2)};
+    }
+    const Tangent t = cast(dx[0], dtype_of(l));
+    const Tangent U = f.sum(scale(t, u)), E = f.sum(scale(t, e));
+    Tangent a = scale(U, l.memo[0]), b = scale(U, l.memo[1]);
+    accumulate(a, scale(E, l.memo[1]));
+    accumulate(b, scale(E, l.memo[2]));
+    Tangent dgx = scale(f.back(std::move(a)), u);
+    accumulate(dgx, scale(f.back(std::move(b)), e));
+    return {minus(std::move(dgx), scale(t, l.memo[3]))};
+  };
+  add_rule(name, std::move(rule));
+}
+
+// ---- logcumsumexp: J_ji = exp(x_i - y_j) for i <= j, curve = J'gy dx - J'(gy J dx) ---------------------------------
+
+void logcumsumexp() {
+  using N = gen::LogcumsumexpBackward0;
+  constexpr int64_t most = int64_t{1} << 24;  // elements of J; beyond, the node itself is driven
+  auto line = [](Local& l) { return line_of(l, node<N>(l).dim); };
+  auto large = [line](Local& l) {
+    const Line at = line(l);
+    return numel_of(at.shape) * at.n > most;
+  };
+  auto forward = [line](Local& l, const Tangent& t) {
+    return view(einsum(view(t, line(l).shape), "oiq", l.saved[0], "oqij", "ojq"), l.in_shape[0]);
+  };
+  auto back = [line](Local& l, const Tangent& t) {
+    return view(einsum(view(t, line(l).shape), "ojq", l.saved[0], "oqij", "oiq"), l.in_shape[0]);
+  };
+  Rule rule;
+  rule.save = [line, large](Local& l) {
+    if (large(l)) return;
+    const Line at = line(l);
+    const Tensor x = l.unpack(node<N>(l).self_).reshape(at.shape).transpose(1, 2).unsqueeze(-1);
+    const Tensor y = l.unpack(node<N>(l).result_).reshape(at.shape).transpose(1, 2).unsqueeze(-2);
+    const Tensor before = at::ones({at.n, at.n}, x.options().dtype(at::kBool)).tril(-1);
+    l.saved = {(x - y).masked_fill(before, -std::numeric_limits<double>::infinity()).exp()};  // [o, q, i, j]
+  };
+  rule.push = [large, forward](Local& l, const Tangents& dx) -> Tangents {
+    if (large(l)) return autograd_rule().push(l, dx);
+    return {forward(l, dx[0])};
+  };
+  rule.pull = [large, back](Local& l, const Tangents& dgy) -> Tangents {
+    if (large(l)) return autograd_rule().pull(l, dgy);
+    return {back(l, dgy[0])};
+  };
+  rule.curve = [line, large, forward, back](Local& l, const std::vector<Tensor>& gy, const Tangents& dx) -> Tangents {
+    if (large(l)) return autograd_rule().curve(l, gy, dx);
+    if (l.memo.empty()) {
+      const Tensor g = gy[0].reshape(line(l).shape).transpose(1, 2).unsqueeze(-2);
+      l.memo = {(l.saved[0] * g).sum(-1).transpose(1, 2).reshape(l.in_shape[0])};
+    }
+    return {minus(scale(dx[0], l.memo[0]), back(l, scale(forward(l, dx[0]), gy[0])))};
+  };
+  add_rule("LogcumsumexpBackward0", std::move(rule));
+}
+
+// ---- sort, topk, cummax: elements picked at saved indices --------------------------------------------------------
+
+template <class N>
+void picked(const char* name) {
+  auto index = [](Local& l, const Tensor& rows) {
+    Shape size{rows.size(0)};
+    size.append(l.saved[0].sizes().begin(), l.saved[0].sizes().end());
+    return l.saved[0].unsqueeze(0).expand(size);
+  };
+  Rule rule;
+  rule.save = [](Local& l) { l.saved = {l.unpack(node<N>(l).indices_)}; };
+  rule.push = [index](Local& l, const Tangents& dx) -> Tangents {
+    const Line line = line_of(l, node<N>(l).dim);
+    if (line.in.empty()) return {dx[0]};
+    return {map_rows(dx[0], l.out_shape[0],
+                     [&](const Tensor& rows) { return rows.gather(line.axis + 1, index(l, rows)); })};
+  };
+  rule.pull = [index](Local& l, const Tangents& dgy) -> Tangents {
+    const Line line = line_of(l, node<N>(l).dim);
+    if (line.in.empty()) return {dgy[0]};
+    return {map_rows(dgy[0], line.in, [&](const Tensor& rows) {
+      Shape size{rows.size(0)};
+      size.append(line.in.begin(), line.in.end());
+      return at::zeros(size, rows.options()).scatter_add(line.axis + 1, index(l, rows), rows);
+    })};
+  };
+  add_rule(name, std::move(rule));
+}
+
+}  // namespace
+
+void scans() {
+  cumsum();
+  product<gen::ProdBackward0, Whole>("ProdBackward0");
+  product<gen::ProdBackward1, Whole>("ProdBackward1");
+  product<gen::CumprodBackward0, Running>("CumprodBackward0");
+  logcumsumexp();
+  picked<gen::SortBackward0>("SortBackward0");
+  picked<gen::SortBackward1>("SortBackward1");
+  picked<gen::TopkBackward0>("TopkBackward0");
+  picked<gen::CummaxBackward0>("CummaxBackward0");
+  picked<gen::CumminBackward0>("CumminBackward0");
+}
+
+}  // namespace hesse::rules

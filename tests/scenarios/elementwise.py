@@ -1,0 +1,160 @@
+"""Elementwise functions of one tensor."""
+
+import torch
+import torch.nn.functional as F
+
+from scenarios import POSITIVE, REAL, Interval, Scenario
+
+UNIT: Interval = (0.1, 0.9)
+OPEN: Interval = (-0.9, 0.9)
+ABOVE_ONE: Interval = (1.2, 3.0)
+WIDE: Interval = (-5.0, 5.0)
+
+INF = float("inf")
+NAN = float("nan")
+NO_HALF = {"float16": "PyTorch has no float16 kernel for it on CPU"}
+
+
+def unary(name, node, fn, domain=REAL, edges=(), skips=None):
+    """A scenario of one input; ``edges`` are numbers."""
+    return Scenario(
+        name,
+        (node,),
+        fn,
+        domains=(domain,),
+        elementwise=True,
+        edges=tuple((float(e),) for e in edges),
+        skips=skips or {},
+    )
+
+
+def power(exponent, domain=REAL, edges=(0, -1, 2)):
+    return unary(f"pow {exponent}", "PowBackward0", lambda x: x**exponent, domain, edges)
+
+
+SCENARIOS = [
+    # ---- constant slope
+    unary("neg", "NegBackward0", torch.neg, edges=(0, INF)),
+    unary("frac", "FracBackward0", torch.frac, edges=(0, 1)),
+    unary("deg2rad", "Deg2RadBackward0", torch.deg2rad),
+    unary("rad2deg", "Rad2DegBackward0", torch.rad2deg),
+    # ---- zero on purpose
+    unary("ceil", "CeilBackward0", torch.ceil, edges=(0, 1)),
+    unary("floor", "FloorBackward0", torch.floor, edges=(0, 1)),
+    unary("round", "RoundBackward0", torch.round, edges=(0, 0.5)),
+    unary("round decimals", "RoundBackward1", lambda x: torch.round(x, decimals=1)),
+    unary("trunc", "TruncBackward0", torch.trunc, edges=(0, 1)),
+    unary("sgn", "SgnBackward0", torch.sgn, edges=(0,)),
+    unary("sign", "SignBackward0", torch.sign, edges=(0,)),
+    unary("zero_", "ZeroBackward0", lambda x: x.clone().zero_()),
+    unary("fill", "FillBackward0", lambda x: torch.fill(x, 2.0)),
+    unary("fill_", "FillBackward2", lambda x: x.clone().fill_(2.0)),
+    # ---- piecewise linear
+    unary("abs", "AbsBackward0", torch.abs, edges=(0, -0.0, -1, INF)),
+    unary("nan_to_num", "NanToNumBackward0", torch.nan_to_num, edges=(NAN, INF, -INF, 1)),
+    unary("clamp", "ClampBackward1", lambda x: x.clamp(-1, 0.5), WIDE, edges=(-1, 0.5, 0, 2, NAN)),
+    unary("clamp below", "ClampBackward1", lambda x: x.clamp(min=-1), WIDE, edges=(-1, 0, -2)),
+    unary("clamp above", "ClampBackward1", lambda x: x.clamp(max=0.5), WIDE, edges=(0.5, 0, 2)),
+    unary("clamp_min", "ClampMinBackward0", lambda x: torch.clamp_min(x, -1), WIDE, edges=(-1, 0)),
+    unary("clamp_max", "ClampMaxBackward0", lambda x: torch.clamp_max(x, 1), WIDE, edges=(1, 0)),
+    # ---- powers and roots
+    power(0, edges=(0, 2, NAN)),
+    power(1, edges=(0, 2)),
+    power(2),
+    power(3),
+    power(4),
+    power(-1, POSITIVE),
+    power(-2, POSITIVE),
+    power(0.5, POSITIVE, edges=(0, 1, -1)),
+    power(1.5, POSITIVE, edges=(0, 1)),
+    power(2.5, POSITIVE, edges=(0, 1)),
+    power(-0.5, POSITIVE, edges=(0, INF)),
+    unary("square", "PowBackward0", torch.square, edges=(0,)),
+    unary("sqrt", "SqrtBackward0", torch.sqrt, POSITIVE, edges=(0, 1, -1, INF)),
+    unary("rsqrt", "RsqrtBackward0", torch.rsqrt, POSITIVE, edges=(0, 1, -1, INF)),
+    unary("reciprocal", "ReciprocalBackward0", torch.reciprocal, POSITIVE, edges=(-1, INF)),
+    # ---- exponentials and logarithms
+    unary("exp", "ExpBackward0", torch.exp, edges=(0, -INF, INF)),
+    unary("exp2", "Exp2Backward0", torch.exp2, edges=(0, -INF)),
+    unary("expm1", "Expm1Backward0", torch.expm1, edges=(0, -INF)),
+    unary("log", "LogBackward0", torch.log, POSITIVE, edges=(0, 1, -1, INF)),
+    unary("log2", "Log2Backward0", torch.log2, POSITIVE, edges=(0, 1)),
+    unary("log10", "Log10Backward0", torch.log10, POSITIVE, edges=(0, 1)),
+    unary("log1p", "Log1PBackward0", torch.log1p, OPEN, edges=(0, -1, -2)),
+    unary("logit", "LogitBackward0", torch.logit, UNIT, edges=(0, 1, 0.5, 2)),
+    unary("logit eps", "LogitBackward0", lambda x: torch.logit(x, 0.3), (0, 1), edges=(0, 1, 0.3)),
+    unary("entr", "SpecialEntrBackward0", torch.special.entr, POSITIVE, edges=(0, 1, -1)),
+    # ---- trigonometric
+    unary("sin", "SinBackward0", torch.sin, WIDE, edges=(0, INF)),
+    unary("cos", "CosBackward0", torch.cos, WIDE, edges=(0,)),
+    unary("tan", "TanBackward0", torch.tan, (-1.2, 1.2), edges=(0,)),
+    unary("asin", "AsinBackward0", torch.asin, OPEN, edges=(0, 1, -1, 2)),
+    unary("acos", "AcosBackward0", torch.acos, OPEN, edges=(0, 1, -1, 2)),
+    unary("atan", "AtanBackward0", torch.atan, WIDE, edges=(0, 1e200)),
+    unary("sinc", "SincBackward0", torch.sinc, WIDE, edges=(0, 1)),
+    # ---- hyperbolic
+    unary("sinh", "SinhBackward0", torch.sinh, edges=(0,)),
+    unary("cosh", "CoshBackward0", torch.cosh, edges=(0,)),
+    unary("tanh", "TanhBackward0", torch.tanh, edges=(0, INF, 30)),
+    unary("asinh", "AsinhBackward0", torch.asinh, WIDE, edges=(0,)),
+    unary("acosh", "AcoshBackward0", torch.acosh, ABOVE_ONE, edges=(1, 0, 2)),
+    unary("atanh", "AtanhBackward0", torch.atanh, OPEN, edges=(0, 1, 2)),
+    # ---- error function and normal distribution
+    unary("erf", "ErfBackward0", torch.erf, edges=(0, 30)),
+    unary("erfc", "ErfcBackward0", torch.erfc, edges=(0, 30)),
+    unary("erfinv", "ErfinvBackward0", torch.erfinv, OPEN, edges=(0, 1, -1)),
+    unary("erfcx", "SpecialErfcxBackward0", torch.special.erfcx, edges=(0,), skips=NO_HALF),
+    unary("ndtri", "SpecialNdtriBackward0", torch.special.ndtri, UNIT, (0.5, 0, 1), NO_HALF),
+    unary("log_ndtr", "SpecialLogNdtrBackward0", torch.special.log_ndtr, REAL, (0,), NO_HALF),
+    # ---- gamma
+    unary("lgamma", "LgammaBackward0", torch.lgamma, POSITIVE, edges=(0, 1, -1.5)),
+    unary("digamma", "DigammaBackward0", torch.digamma, POSITIVE, edges=(1,)),
+    unary("polygamma", "PolygammaBackward0", lambda x: torch.polygamma(1, x), (0.8, 3)),
+    unary("polygamma_", "PolygammaBackward1", lambda x: x.clone().polygamma_(2), (1, 3)),
+    unary("mvlgamma", "MvlgammaBackward0", lambda x: torch.mvlgamma(x, 3), (2, 4), (), NO_HALF),
+    # ---- modified Bessel functions
+    unary("i0", "I0Backward0", torch.i0, edges=(0, 1e-30), skips=NO_HALF),
+    unary("i0e", "SpecialI0EBackward0", torch.special.i0e, edges=(1e-30,), skips=NO_HALF),
+    unary("i1", "SpecialI1Backward0", torch.special.i1, edges=(-1,), skips=NO_HALF),
+    unary("i1e", "SpecialI1EBackward0", torch.special.i1e, edges=(-1,), skips=NO_HALF),
+    # ---- piecewise linear activations
+    unary("relu", "ReluBackward0", torch.relu, edges=(0, -0.0, NAN, 1)),
+    unary("relu6", "HardtanhBackward0", F.relu6, (-3, 9), edges=(0, 6)),
+    unary("hardtanh", "HardtanhBackward0", F.hardtanh, edges=(-1, 1, 0, NAN)),
+    unary("threshold", "ThresholdBackward0", lambda x: F.threshold(x, 0.3, 1), edges=(0.3, NAN)),
+    unary("threshold_", "ThresholdBackward1", lambda x: F.threshold_(x.clone(), 0.3, 1), edges=(0.3,)),
+    unary("leaky_relu", "LeakyReluBackward0", F.leaky_relu, edges=(0, NAN)),
+    unary("leaky_relu_", "LeakyReluBackward1", lambda x: F.leaky_relu_(x.clone(), 0.1), edges=(0,)),
+    unary("rrelu", "RreluWithNoiseBackward0", F.rrelu, edges=(0,), skips=NO_HALF),
+    unary("rrelu_", "RreluWithNoiseBackward1", lambda x: F.rrelu_(x.clone()), REAL, (0,), NO_HALF),
+    unary("hardsigmoid", "HardsigmoidBackward0", F.hardsigmoid, WIDE, edges=(-3, 3, 0)),
+    unary("hardshrink", "HardshrinkBackward0", F.hardshrink, edges=(-0.5, 0.5, 0)),
+    unary("softshrink", "SoftshrinkBackward0", F.softshrink, edges=(-0.5, 0.5, 0)),
+    # ---- piecewise smooth activations
+    unary("hardswish", "HardswishBackward0", F.hardswish, WIDE, edges=(-3, 3, 0)),
+    unary("elu", "EluBackward0", lambda x: F.elu(x, 1.3), edges=(0, NAN)),
+    unary("elu_", "EluBackward1", lambda x: F.elu_(x.clone(), 1.3), edges=(0,)),
+    unary("selu", "EluBackward0", F.selu, edges=(0,)),
+    unary("selu_", "EluBackward1", lambda x: torch.selu_(x.clone()), edges=(0,)),
+    unary("celu", "CeluBackward0", lambda x: F.celu(x, 0.7), edges=(0,)),
+    unary("celu_", "CeluBackward1", lambda x: torch.celu_(x.clone(), 0.7), edges=(0,)),
+    # ---- smooth activations
+    unary("sigmoid", "SigmoidBackward0", torch.sigmoid, WIDE, edges=(0, 40, -INF)),
+    unary("logsigmoid", "LogSigmoidBackward0", F.logsigmoid, WIDE, edges=(0, 40, -40)),
+    unary("softplus", "SoftplusBackward0", F.softplus, WIDE, edges=(0, 20, 30)),
+    unary("softplus beta", "SoftplusBackward0", lambda x: F.softplus(x, 2, 1), REAL, (0.5, 0, 1)),
+    unary("silu", "SiluBackward0", F.silu, WIDE, edges=(0, 40, -40)),
+    unary("mish", "MishBackward0", F.mish, WIDE, edges=(0, 40, -40)),
+    unary("gelu", "GeluBackward0", F.gelu, WIDE, edges=(0,)),
+    unary("gelu tanh", "GeluBackward0", lambda x: F.gelu(x, approximate="tanh"), WIDE, edges=(0,)),
+    # ---- dropout
+    unary("native_dropout off", "NativeDropoutBackward0", lambda x: torch.native_dropout(x, 0.5, False)[0]),
+    unary("native_dropout", "NativeDropoutBackward0", lambda x: dropped(x)),
+]
+
+
+def dropped(x):
+    """Dropout with the same mask at each call."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return torch.native_dropout(x, 0.4, True)[0]

@@ -1,0 +1,149 @@
+"""Losses: an elementwise function of prediction and target, then a reduction."""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+
+from . import REAL, Interval, Scenario
+
+UNIT: Interval = (0.05, 0.95)
+Loss = Callable[..., torch.Tensor]
+
+
+def ramp(x: torch.Tensor, low: float, high: float, *shape: int) -> torch.Tensor:
+    """A constant of x's dtype."""
+    n = torch.Size(shape).numel()
+    return torch.linspace(low, high, n, dtype=x.dtype).reshape(shape)
+
+
+def per_reduction(node: str, name: str, fn: Loss, domains: tuple[Interval, ...] = (REAL,)) -> list[Scenario]:
+    table = [
+        Scenario(f"{name}, {how}", (node,), lambda x, t, how=how: fn(x, t, reduction=how), ((3, 4), (3, 4)), domains)
+        for how in ("none", "mean", "sum")
+    ]
+    return [*table, Scenario(f"{name} of a scalar", (node,), lambda x, t: fn(x, t), ((), ()), domains)]
+
+
+def soft_margin(x: torch.Tensor, t: torch.Tensor, reduction: str = "mean") -> torch.Tensor:
+    return F.soft_margin_loss(x, t.detach().sign(), reduction=reduction)
+
+
+POINTWISE = (
+    *per_reduction("MseLossBackward0", "mse_loss", F.mse_loss),
+    *per_reduction("SmoothL1LossBackward0", "smooth_l1_loss", lambda x, t, **k: F.smooth_l1_loss(x, t, beta=0.7, **k)),
+    *per_reduction("HuberLossBackward0", "huber_loss", lambda x, t, **k: F.huber_loss(x, t, delta=0.7, **k)),
+    *per_reduction("BinaryCrossEntropyBackward0", "binary_cross_entropy", F.binary_cross_entropy, (UNIT,)),
+    *per_reduction(
+        "BinaryCrossEntropyWithLogitsBackward0",
+        "binary_cross_entropy_with_logits",
+        F.binary_cross_entropy_with_logits,
+        (REAL, UNIT),
+    ),
+    *per_reduction("SoftMarginLossBackward0", "soft_margin_loss", soft_margin),
+    Scenario(
+        "mse_loss, broadcast",
+        ("MseLossBackward0",),
+        lambda x, t: torch.ops.aten.mse_loss(x[:, None], t, 2),
+        ((3,), (3, 3)),
+    ),
+    Scenario(
+        "binary_cross_entropy at the bounds",
+        ("BinaryCrossEntropyBackward0",),
+        lambda x: F.binary_cross_entropy(x, torch.full_like(x, 0.3), reduction="none"),
+        ((3, 4),),
+        (UNIT,),
+        edges=((0.0,), (1.0,)),
+    ),
+    Scenario(
+        "binary_cross_entropy, weighted",
+        ("BinaryCrossEntropyBackward0",),
+        lambda x, t: F.binary_cross_entropy(x, t, weight=ramp(x, 0.5, 2.0, x.shape[-1])),
+        ((3, 4), (3, 4)),
+        (UNIT,),
+    ),
+    *(
+        Scenario(
+            f"binary_cross_entropy_with_logits, weighted, {how}",
+            ("BinaryCrossEntropyWithLogitsBackward0",),
+            lambda x, t, how=how: F.binary_cross_entropy_with_logits(
+                x,
+                t,
+                weight=ramp(x, 0.5, 2.0, *x.shape),
+                pos_weight=ramp(x, 0.5, 3.0, x.shape[-1]),
+                reduction=how,
+            ),
+            ((3, 4), (3, 4)),
+            (REAL, UNIT),
+        )
+        for how in ("none", "mean")
+    ),
+    Scenario(
+        "binary_cross_entropy_with_logits far out",
+        ("BinaryCrossEntropyWithLogitsBackward0",),
+        lambda x: F.binary_cross_entropy_with_logits(x * 400, torch.full_like(x, 0.3)),
+    ),
+    Scenario("l1_loss", ("AbsBackward0",), F.l1_loss, ((3, 4), (3, 4))),
+    Scenario("kl_div", ("MulBackward0",), lambda x, t: F.kl_div(x, t, reduction="batchmean"), ((3, 4), (3, 4)), (REAL, UNIT)),
+    Scenario(
+        "kl_div of logarithms", ("ExpBackward0",), lambda x, t: F.kl_div(x, t, reduction="sum", log_target=True), ((3, 4), (3, 4))
+    ),
+)
+
+
+def classes(x: torch.Tensor) -> torch.Tensor:
+    """A target for scores [N, C, ...] or [C], some of them class 1."""
+    if x.dim() < 2:
+        return torch.tensor(1)
+    shape = (x.shape[0], *x.shape[2:])
+    return torch.arange(torch.Size(shape).numel()).reshape(shape) % x.shape[1]
+
+
+def nll(node: str, case: str, shape: tuple[int, ...], **kwargs) -> Scenario:
+    def fn(x: torch.Tensor) -> torch.Tensor:
+        options = dict(kwargs)
+        if options.pop("weighted", False):
+            options["weight"] = ramp(x, 0.5, 2.0, x.shape[0 if x.dim() == 1 else 1])
+        return F.nll_loss(x, classes(x), **options)
+
+    return Scenario(f"nll_loss{case}", (node,), fn, (shape,))
+
+
+CLASSES = (
+    *(
+        nll(node, f" of {len(shape)} axes, {how}{more}", shape, reduction=how, **options)
+        for node, shape in (
+            ("NllLossBackward0", (4, 4)),
+            ("NllLossBackward0", (4,)),
+            ("NllLoss2DBackward0", (2, 3, 2, 3)),
+        )
+        for how in ("none", "mean", "sum")
+        for more, options in (
+            ("", {}),
+            (", weighted", {"weighted": True}),
+            (", ignoring 0", {"weighted": True, "ignore_index": 0}),
+        )
+    ),
+    Scenario("nll_loss of 3 axes", ("NllLoss2DBackward0",), lambda x: F.nll_loss(x, classes(x)), ((2, 3, 3),)),
+    *(
+        Scenario(
+            f"cross_entropy, {how}, {smoothing}",
+            ("NllLossBackward0", "LogSoftmaxBackward0"),
+            lambda x, how=how, smoothing=smoothing: F.cross_entropy(
+                x, classes(x), weight=ramp(x, 0.5, 2.0, x.shape[1]), reduction=how, ignore_index=0, label_smoothing=smoothing
+            ),
+            ((4, 4),),
+        )
+        for how in ("none", "mean", "sum")
+        for smoothing in (0.0, 0.1)
+    ),
+    Scenario(
+        "cross_entropy with probabilities",
+        ("LogSoftmaxBackward0",),
+        lambda x, t: F.cross_entropy(x, t, label_smoothing=0.2),
+        ((3, 4), (3, 4)),
+        (REAL, UNIT),
+    ),
+)
+
+SCENARIOS = (*POINTWISE, *CLASSES)

@@ -1,0 +1,287 @@
+"""The laws of a rule, in the order in which they name what is wrong.
+
+For y = f(x) with Jacobian J, linearized with the cotangent gy:
+
+    push(dx) = J dx        pull(dgy) = J' dgy        hvp(dx) = d(J' gy) . dx
+
+A wrong sign in f'' passes the symmetry law and breaks every composition: only the local law of ``hvp``
+names the row.
+"""
+
+import functools
+
+import pytest
+import torch
+from scenarios import CASES, TABLE, Case, Scenario
+
+pytestmark = pytest.mark.ours
+
+DIRECTIONS = 2
+
+
+# ---- what torch says -------------------------------------------------------------------------------
+
+
+def stock_pull(ys, xs, gys, create_graph=False):
+    return torch.autograd.grad(
+        ys, xs, gys, create_graph=create_graph, retain_graph=True, allow_unused=True, materialize_grads=True
+    )
+
+
+def stock_vjp(outputs, inputs, cotangents):
+    """A vector-Jacobian product in which an output may depend on nothing."""
+    live = [(o, c) for o, c in zip(outputs, cotangents, strict=True) if o.requires_grad]
+    if not live:
+        return [torch.zeros_like(x) for x in inputs]
+    return stock_pull([o for o, _ in live], inputs, [c for _, c in live])
+
+
+def stock_push(ys, xs, dxs):
+    gs = [torch.zeros_like(y).requires_grad_() for y in ys]
+    return stock_vjp(stock_pull(ys, xs, gs, create_graph=True), gs, dxs)
+
+
+def stock_curve(ys, xs, gys, dxs):
+    return stock_vjp(stock_pull(ys, xs, gys, create_graph=True), xs, dxs)
+
+
+# ---- the points at which the laws are tested ---------------------------------------------------------
+
+
+class Point:
+    """A case evaluated: by the op itself, and in float64 by the reference that torch differentiates."""
+
+    def __init__(self, case: Case):
+        from hesse import _C
+
+        s = case.scenario
+        inputs = case.inputs()
+        exact = [x.detach().double().requires_grad_(x.requires_grad) for x in inputs]
+        self.xs = [x for x in inputs if x.requires_grad]
+        self.exact_xs = [x for x in exact if x.requires_grad]
+        torch.manual_seed(0)
+        self.ys = outputs(s.fn(*inputs))
+        torch.manual_seed(0)
+        self.exact_ys = outputs((s.reference or s.fn)(*exact))
+        self.gys = [random_like(y) for y in self.ys]
+        self.lin = _C.linearize(self.ys, self.xs, self.gys, False)
+        self.dxs = [random_like(x, DIRECTIONS) for x in self.xs]
+        self.dgys = [random_like(y, DIRECTIONS) for y in self.ys]
+
+    @property
+    def exact_gys(self):
+        return [g.double() for g in self.gys]
+
+
+def outputs(ys):
+    ys = [ys] if isinstance(ys, torch.Tensor) else list(ys)
+    return [y for y in ys if y.requires_grad]
+
+
+def random_like(t, *leading):
+    return torch.randn(*leading, *t.shape, dtype=torch.float64).to(t.dtype)
+
+
+@functools.lru_cache(maxsize=None)
+def point(case: Case) -> Point:
+    if case.layout in case.scenario.skips:
+        pytest.skip(case.scenario.skips[case.layout])
+    torch.manual_seed(0)
+    return Point(case)
+
+
+def assert_agree(ours, expected, case):
+    """``ours`` are rows of every direction, ``expected`` a list per direction."""
+    for i, rows in enumerate(ours):
+        wanted = torch.stack([e[i] for e in expected])
+        torch.testing.assert_close(rows.double(), wanted.double(), **case.tolerance, equal_nan=True)
+
+
+def inner(a, b):
+    return sum((s.double() * t.double()).sum() for s, t in zip(a, b, strict=True))
+
+
+def each(tensors, k):
+    return [t[k] for t in tensors]
+
+
+every_case = pytest.mark.parametrize("case", CASES, ids=str)
+every_scenario = pytest.mark.parametrize("scenario", TABLE, ids=lambda s: s.name)
+twice = pytest.mark.parametrize("create_graph", [False, True], ids=["", "create_graph"])
+
+
+# ---- the table ---------------------------------------------------------------------------------------
+
+
+def test_every_native_rule_has_a_scenario():
+    from hesse import _C
+
+    named = {node for s in TABLE for node in s.nodes}
+    assert set(_C.rule_names()) - named == set()
+
+
+def test_every_scenario_names_rules_that_exist():
+    from hesse import _C
+
+    named = {node for s in TABLE for node in s.nodes}
+    assert named - set(_C.rule_names()) == set()
+
+
+def test_scenarios_have_different_names():
+    names = [s.name for s in TABLE]
+    assert sorted(names) == sorted(set(names))
+
+
+@every_scenario
+def test_a_rule_runs_natively(scenario):
+    report = point(Case(scenario, "plain")).lin.report()
+    assert set(scenario.nodes) <= set(report["native_ops"])
+    assert report["autograd_ops"] == {}
+
+
+# ---- the laws ----------------------------------------------------------------------------------------
+
+
+@every_case
+def test_push_is_the_jacobian_vector_product(case):
+    p = point(case)
+    ours = p.lin.push(p.dxs)
+    exact = [stock_push(p.exact_ys, p.exact_xs, each(p.dxs, k)) for k in range(DIRECTIONS)]
+    assert_agree(ours, exact, case)
+
+
+@every_case
+def test_pull_is_the_transpose_of_push(case):
+    p = point(case)
+    forward, back = p.lin.push(p.dxs), p.lin.pull(p.dgys)
+    for k in range(DIRECTIONS):
+        torch.testing.assert_close(
+            torch.as_tensor(inner(each(p.dgys, k), each(forward, k)), dtype=torch.float64),
+            torch.as_tensor(inner(each(back, k), each(p.dxs, k)), dtype=torch.float64),
+            **case.tolerance,
+        )
+
+
+@every_case
+def test_pull_is_the_gradient(case):
+    p = point(case)
+    ours = p.lin.pull(p.dgys)
+    exact = [stock_pull(p.exact_ys, p.exact_xs, [g.double() for g in each(p.dgys, k)]) for k in range(DIRECTIONS)]
+    assert_agree(ours, exact, case)
+
+
+@every_case
+def test_curve_is_the_derivative_of_pull(case):
+    p = point(case)
+    ours = p.lin.hvp(p.dxs)
+    exact = [
+        stock_curve(p.exact_ys, p.exact_xs, p.exact_gys, [d.double() for d in each(p.dxs, k)])
+        for k in range(DIRECTIONS)
+    ]
+    assert_agree(ours, exact, case)
+
+
+@every_case
+def test_curve_is_symmetric(case):
+    p = point(case)
+    u, v = each(p.dxs, 0), each(p.dxs, 1)
+    curved = p.lin.hvp(p.dxs)
+    torch.testing.assert_close(
+        torch.as_tensor(inner(u, each(curved, 1))), torch.as_tensor(inner(v, each(curved, 0))), **case.tolerance
+    )
+
+
+# ---- compositions --------------------------------------------------------------------------------------
+
+
+def composition(scenario: Scenario, fn):
+    """f(x) = sum(sin(op(u(x))) * w), where u keeps the value of x and has first and second derivative 1."""
+
+    def f(*xs):
+        ys = fn(*(x.detach() + torch.expm1(x - x.detach()) for x in xs))
+        ys = [ys] if isinstance(ys, torch.Tensor) else [y for y in ys if y.is_floating_point()]
+        total = 0
+        for y in ys:
+            w = torch.linspace(0.5, 1.5, y.numel(), dtype=y.dtype).view(y.shape)
+            total = total + (torch.sin(y) * w).sum()
+        return total
+
+    return f
+
+
+@every_scenario
+@twice
+def test_the_hessian_of_a_composition_is_that_of_torch(scenario, create_graph):
+    from hesse import _C
+
+    xs = Case(scenario, "plain").inputs()
+    f = composition(scenario, scenario.fn)
+    reference = composition(scenario, scenario.reference or scenario.fn)
+    torch.manual_seed(0)
+    stock = torch.autograd.functional.hessian(reference, tuple(x.detach() for x in xs))
+    torch.manual_seed(0)
+    lin = _C.linearize([f(*xs)], xs, None, create_graph)
+    ours = lin.hessian(None, False)
+    for i, row in enumerate(ours):
+        for j, block in enumerate(row):
+            torch.testing.assert_close(block.detach(), stock[i][j], rtol=1e-8, atol=1e-10)
+
+
+@every_scenario
+def test_the_hessian_of_a_composition_can_be_differentiated(scenario):
+    from hesse import _C
+
+    if "create_graph" in scenario.skips:
+        pytest.skip(scenario.skips["create_graph"])
+    xs = Case(scenario, "plain").inputs()
+    weights = None
+    thirds = []
+    for ours in (True, False):
+        f = composition(scenario, scenario.fn if ours else scenario.reference or scenario.fn)
+        torch.manual_seed(0)
+        if ours:
+            blocks = _C.linearize([f(*xs)], xs, None, True).hessian(None, False)
+        else:
+            blocks = torch.autograd.functional.hessian(f, tuple(xs), create_graph=True)
+        if weights is None:
+            weights = [[torch.randn_like(b) for b in row] for row in blocks]
+        loss = sum(inner(row, w) for row, w in zip(blocks, weights, strict=True))
+        thirds.append(stock_vjp([torch.as_tensor(loss)], xs, [torch.ones((), dtype=torch.float64)]))
+    for mine, theirs in zip(*thirds, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-7, atol=1e-9)
+
+
+# ---- edges of the domain ---------------------------------------------------------------------------------
+
+
+def at_edge(scenario, numbers):
+    xs = [torch.tensor(v, dtype=torch.float64, requires_grad=True) for v in numbers]
+    return xs, scenario.fn(*xs)
+
+
+every_edge = pytest.mark.parametrize(
+    "scenario, numbers", [pytest.param(s, e, id=f"{s.name}{e}") for s in TABLE for e in s.edges]
+)
+
+
+@every_edge
+def test_the_gradient_at_an_edge_of_the_domain_is_that_of_torch(scenario, numbers):
+    from hesse import _C
+
+    xs, y = at_edge(scenario, numbers)
+    ours = _C.linearize([y], xs, [torch.ones_like(y)], False).gradient()
+    for mine, theirs in zip(ours, stock_pull([y], xs, [torch.ones_like(y)]), strict=True):
+        mine = torch.zeros_like(theirs) if mine is None else mine
+        torch.testing.assert_close(mine, theirs, equal_nan=True)
+
+
+@every_edge
+def test_the_curvature_at_an_edge_of_the_domain_is_that_of_torch(scenario, numbers):
+    from hesse import _C
+
+    xs, y = at_edge(scenario, numbers)
+    ours = _C.linearize([y], xs, None, False).hessian(None, False)
+    stock = torch.autograd.functional.hessian(lambda *v: scenario.fn(*v), tuple(x.detach() for x in xs))
+    for i, row in enumerate(ours):
+        for j, block in enumerate(row):
+            torch.testing.assert_close(block, stock[i][j], equal_nan=True)
