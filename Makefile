@@ -12,6 +12,7 @@ ARGS ?=
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
+BUILD := $(BIN)/python setup.py --quiet build_ext --inplace
 CXX_FILES = $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 PY_FILES = python tests bench setup.py
 
@@ -32,15 +33,17 @@ $(VENV)/tools.stamp: $(VENV)/torch.stamp
 	$(PIP) cmake ninja
 	@touch $@
 
-# An editable install: the Python sources stay here, and the module is built beside them.
+# An editable install: the Python sources stay here, and the module lies beside them. It is built first, in the
+# open; pip then finds nothing left to compile.
 $(VENV)/ready.stamp: pyproject.toml setup.py $(VENV)/tools.stamp
+	$(BUILD)
 	$(PIP) --no-build-isolation --editable ".[demo,test,bench,lint]"
 	@touch $@
 
 setup: $(VENV)/ready.stamp  ## make the environment: torch, tools, dependencies
 
 build: setup  ## bring the compiled module up to date, in place
-	@$(BIN)/python setup.py --quiet build_ext --inplace
+	@$(BUILD)
 
 demo: build  ## exact Hessians of two classifiers on the digits images
 	$(BIN)/python -m hesse $(ARGS)

@@ -57,12 +57,6 @@ struct Assembly {
   void finish(Blocks& out, bool dtype_of_row);
 };
 
-Shape sizes_of(const Term& t) {
-  Shape s;
-  for (const Dim& d : t.dims) s.push_back(d.n);
-  return s;
-}
-
 Term transposed(const Term& t) {
   Term m = t;
   for (Dim& d : m.dims) std::swap(d.ks, d.vs);
@@ -90,16 +84,7 @@ void Assembly::add_term(const Term& term, size_t i, size_t j, bool whole) {
     if (block.flat.defined()) return;
   }
   block.open(rows, cols, options);
-  Shape strides;
-  for (const Dim& d : term.dims) strides.push_back(d.ks * cols + d.vs);
-  Tensor place = block.flat.as_strided(sizes_of(term), strides, term.k0 * cols + term.v0);
-  if (term.coef.defined() && term.core.defined()) {
-    place.addcmul_(term.coef, term.core, term.alpha);
-  } else if (term.coef.defined() || term.core.defined()) {
-    place.add_(term.coef.defined() ? term.coef : term.core, term.alpha);
-  } else {
-    place.add_(term.alpha);
-  }
+  add_into(block.flat, term, 0, cols);
 }
 
 void Assembly::add(Tangent& t, size_t j, int64_t chunk_begin) {
@@ -120,8 +105,10 @@ void Assembly::add(Tangent& t, size_t j, int64_t chunk_begin) {
         const int64_t to = std::min(last, layout.begin[i] + layout.size[i]);
         int64_t d = 0;
         while (d < part.rank() && part.dims[d].ks == 0) ++d;
-        TORCH_INTERNAL_ASSERT(d < part.rank() && part.dims[d].ks == 1, "hesse: a term spans inputs without being a box");
-        if (part.core.defined() && part.core.size(d) > 1) part.core = part.core.narrow(d, from - first, to - from);
+        TORCH_INTERNAL_ASSERT(d < part.rank() && part.dims[d].ks == 1,
+                              "hesse: a term spans inputs without being a box");
+        if (part.core.defined() && part.core.size(d) > 1)
+          part.core = part.core.narrow(d, from - first, to - from);
         part.k0 = from;
         part.dims[d].n = to - from;
       }
@@ -147,7 +134,8 @@ void Assembly::finish(Blocks& out, bool dtype_of_row) {
       const at::ScalarType dtype = lin.inputs[dtype_of_row ? i : j].scalar_type();
       Tensor flat = block.mirrored ? blocks[j][i].flat.t().to(dtype).contiguous() : block.flat;
       if (!flat.defined()) {
-        flat = at::zeros({layout.size[i], layout.size[j]}, lin.inputs[j].options().requires_grad(std::nullopt));
+        flat =
+            at::zeros({layout.size[i], layout.size[j]}, lin.inputs[j].options().requires_grad(std::nullopt));
       }
       Shape shape(lin.inputs[i].sizes().begin(), lin.inputs[i].sizes().end());
       shape.append(lin.inputs[j].sizes().begin(), lin.inputs[j].sizes().end());

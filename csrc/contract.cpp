@@ -35,7 +35,7 @@ Tensor grouped(const Tensor& f, const Axes& x, const Axes& y, const Axes& z) {
 }
 
 // Index of element i along a flattened group of axes, by one of their strides.
-int64_t position(int64_t i, const Axes& axes, const Landing& at, int64_t Dim::*stride) {
+int64_t position(int64_t i, const Axes& axes, const Landing& at, int64_t Dim::* stride) {
   int64_t sum = 0;
   for (size_t d = axes.size(); d-- > 0;) {
     const Dim& dim = at.dims[axes[d]];
@@ -46,7 +46,7 @@ int64_t position(int64_t i, const Axes& axes, const Landing& at, int64_t Dim::*s
 }
 
 // Positions grow along the flattened group.
-bool monotone(const Axes& axes, const Landing& at, int64_t Dim::*stride) {
+bool monotone(const Axes& axes, const Landing& at, int64_t Dim::* stride) {
   int64_t reach = 0;
   for (size_t d = axes.size(); d-- > 0;) {
     const Dim& dim = at.dims[axes[d]];
@@ -57,7 +57,8 @@ bool monotone(const Axes& axes, const Landing& at, int64_t Dim::*stride) {
 }
 
 // lhs @ rhs, only where the column lies on or beyond the row's diagonal.
-Tensor upper_product(const Tensor& lhs, const Tensor& rhs, const Axes& left, const Axes& right, const Landing& at) {
+Tensor upper_product(const Tensor& lhs, const Tensor& rhs, const Axes& left, const Axes& right,
+                     const Landing& at) {
   constexpr int64_t block_rows = 128;
   const int64_t rows = lhs.size(0), cols = rhs.size(1);
   Tensor out = at::empty({rows, cols}, lhs.options());
@@ -95,8 +96,8 @@ bool wants_upper(const Landing& at, const Axes& left, const Axes& right, int64_t
 
 }  // namespace
 
-Tensor contract(Tensor a, Tensor b, const Shape& sizes, const std::vector<bool>& reduce, bool seeded, double& alpha,
-                Landing* landing) {
+Tensor contract(Tensor a, Tensor b, const Shape& sizes, const std::vector<bool>& reduce, bool seeded,
+                double& alpha, Landing* landing) {
   const bool may_be_upper = landing && landing->upper;
   if (landing) landing->upper = false;
   const int64_t rank = static_cast<int64_t>(sizes.size());
@@ -159,8 +160,10 @@ Tensor contract(Tensor a, Tensor b, const Shape& sizes, const std::vector<bool>&
     std::stable_sort(left.begin(), left.end(), by_landing);
     std::stable_sort(right.begin(), right.end(), by_landing);
     // Seeds index the rows.
-    const bool seeds_right = std::any_of(right.begin(), right.end(), [&](int64_t d) { return landing->dims[d].ks != 0; });
-    const bool seeds_left = std::any_of(left.begin(), left.end(), [&](int64_t d) { return landing->dims[d].ks != 0; });
+    const bool seeds_right =
+        std::any_of(right.begin(), right.end(), [&](int64_t d) { return landing->dims[d].ks != 0; });
+    const bool seeds_left =
+        std::any_of(left.begin(), left.end(), [&](int64_t d) { return landing->dims[d].ks != 0; });
     if (seeds_right && !seeds_left) {
       std::swap(a, b);
       std::swap(left, right);

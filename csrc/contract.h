@@ -16,8 +16,9 @@ struct Landing {
 // sum over the axes in `reduce` of a * b. Both have the same number of axes, each of full size or 1; an
 // undefined factor is 1. `sizes` are the full sizes. Summed axes stay, with size 1. The work is handed to one
 // (batched) matrix product; `seeded` says whether the result depends on the seed (it is then accounted for).
-// Constants go to alpha. A landing orders the result's memory; its `upper` says on return whether it was used.
-Tensor contract(Tensor a, Tensor b, const Shape& sizes, const std::vector<bool>& reduce, bool seeded, double& alpha,
-                Landing* landing = nullptr);
+// Constants go to alpha. A landing orders the result's memory; its `upper` says on return whether it was
+// used.
+Tensor contract(Tensor a, Tensor b, const Shape& sizes, const std::vector<bool>& reduce, bool seeded,
+                double& alpha, Landing* landing = nullptr);
 
 }  // namespace hesse

@@ -10,10 +10,10 @@ namespace hesse {
 
 struct Linearization {
   Graph graph;
-  std::vector<Tensor> inputs;   // kept alive: their edges bound the graph
+  std::vector<Tensor> inputs;  // kept alive: their edges bound the graph
   std::vector<Tensor> outputs;
-  std::vector<Tensor> seeds;    // one per output
-  std::vector<Local> locals;    // one per step
+  std::vector<Tensor> seeds;                  // one per output
+  std::vector<Local> locals;                  // one per step
   std::vector<std::vector<Tensor>> adjoints;  // per step and output; defined where the step is curved
   bool create_graph = false;
 };

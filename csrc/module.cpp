@@ -84,7 +84,8 @@ struct RawTerm {
   std::optional<Tensor> coef, core;
 };
 
-Tangent tangent_from(int64_t K, const std::vector<int64_t>& shape, const Tensor& like, const std::vector<RawTerm>& raw) {
+Tangent tangent_from(int64_t K, const std::vector<int64_t>& shape, const Tensor& like,
+                     const std::vector<RawTerm>& raw) {
   Tangent t;
   t.K = K;
   t.shape = Shape(shape.begin(), shape.end());
@@ -104,22 +105,23 @@ Tangent tangent_from(int64_t K, const std::vector<int64_t>& shape, const Tensor&
 
 void bind_tangent(py::module_& m) {
   using Ints = std::vector<int64_t>;
-  py::class_<RawTerm>(m, "Term")
-      .def(py::init([](std::vector<std::tuple<int64_t, int64_t, int64_t>> dims, int64_t k0, int64_t v0, double alpha,
-                       std::optional<Tensor> coef, std::optional<Tensor> core) {
-             return RawTerm{std::move(dims), k0, v0, alpha, std::move(coef), std::move(core)};
-           }),
-           py::arg("dims"), py::arg("k0"), py::arg("v0"), py::arg("alpha"), py::arg("coef"), py::arg("core"));
+  py::class_<RawTerm>(m, "Term").def(
+      py::init([](std::vector<std::tuple<int64_t, int64_t, int64_t>> dims, int64_t k0, int64_t v0,
+                  double alpha, std::optional<Tensor> coef, std::optional<Tensor> core) {
+        return RawTerm{std::move(dims), k0, v0, alpha, std::move(coef), std::move(core)};
+      }),
+      py::arg("dims"), py::arg("k0"), py::arg("v0"), py::arg("alpha"), py::arg("coef"), py::arg("core"));
   py::class_<Tangent>(m, "Tangent")
       .def(py::init(&tangent_from), py::arg("K"), py::arg("shape"), py::arg("like"), py::arg("terms"))
       .def_property_readonly("K", [](const Tangent& t) { return t.K; })
       .def_property_readonly("shape", [](const Tangent& t) { return Ints(t.shape.begin(), t.shape.end()); })
       .def_property_readonly("num_terms", [](const Tangent& t) { return t.terms.size(); })
-      .def_property_readonly("stored", [](const Tangent& t) {
-        int64_t n = 0;
-        for (const Term& term : t.terms) n += term.stored();
-        return n;
-      })
+      .def_property_readonly("stored",
+                             [](const Tangent& t) {
+                               int64_t n = 0;
+                               for (const Term& term : t.terms) n += term.stored();
+                               return n;
+                             })
       .def("dense", [](const Tangent& t) { return dense(t); })
       .def("scale", [](const Tangent& t, const Tensor& c) { return scale(t, c); })
       .def("scale", [](const Tangent& t, double alpha) { return scale(t, alpha); })
@@ -127,19 +129,24 @@ void bind_tangent(py::module_& m) {
       .def("expand", [](const Tangent& t, const Ints& shape) { return expand(t, shape); })
       .def("sum_to", [](const Tangent& t, const Ints& shape) { return sum_to(t, shape); })
       .def("sum", [](const Tangent& t, const Ints& axes, bool keepdim) { return sum(t, axes, keepdim); })
-      .def("take", [](const Tangent& t, const Ints& size, const Ints& stride, int64_t offset) {
-        return take(t, {Shape(size.begin(), size.end()), Shape(stride.begin(), stride.end()), offset});
-      })
-      .def("put", [](const Tangent& t, const Ints& size, const Ints& stride, int64_t offset, const Ints& shape) {
-        return put(t, {Shape(size.begin(), size.end()), Shape(stride.begin(), stride.end()), offset}, shape);
-      })
-      .def("einsum", [](const Tangent& t, const std::string& t_axes, const Tensor& w, const std::string& w_axes,
-                        const std::string& out_axes) { return einsum(t, t_axes, w, w_axes, out_axes); })
-      .def("add", [](const Tangent& t, const Tangent& other) {
-        Tangent sum = t;
-        accumulate(sum, other);
-        return sum;
-      })
+      .def("take",
+           [](const Tangent& t, const Ints& size, const Ints& stride, int64_t offset) {
+             return take(t, {Shape(size.begin(), size.end()), Shape(stride.begin(), stride.end()), offset});
+           })
+      .def("put",
+           [](const Tangent& t, const Ints& size, const Ints& stride, int64_t offset, const Ints& shape) {
+             return put(t, {Shape(size.begin(), size.end()), Shape(stride.begin(), stride.end()), offset},
+                        shape);
+           })
+      .def("einsum",
+           [](const Tangent& t, const std::string& t_axes, const Tensor& w, const std::string& w_axes,
+              const std::string& out_axes) { return einsum(t, t_axes, w, w_axes, out_axes); })
+      .def("add",
+           [](const Tangent& t, const Tangent& other) {
+             Tangent sum = t;
+             accumulate(sum, other);
+             return sum;
+           })
       .def("restrict_seeds", [](const Tangent& t, int64_t k_end) {
         Tangent r = t;
         restrict_seeds(r, k_end);
@@ -158,7 +165,8 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
 
   using release = py::call_guard<py::gil_scoped_release>;
   py::class_<Handle>(m, "Linearization")
-      .def("gradient", [](Handle& h) { return gradient(h.lin); }, release())
+      .def(
+          "gradient", [](Handle& h) { return gradient(h.lin); }, release())
       .def(
           "hessian",
           [](Handle& h, std::optional<int64_t> chunk_size, bool dtype_of_row) {
@@ -202,9 +210,10 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
       "linearize",
       [](std::vector<Tensor> outputs, std::vector<Tensor> inputs, const std::optional<MaybeTensors>& gys,
          bool create_graph) {
-        return std::make_unique<Handle>(Handle{linearize(std::move(outputs), std::move(inputs),
-                                                         gys ? unwrap(*gys) : std::vector<Tensor>(), create_graph),
-                                               {}});
+        return std::make_unique<Handle>(
+            Handle{linearize(std::move(outputs), std::move(inputs),
+                             gys ? unwrap(*gys) : std::vector<Tensor>(), create_graph),
+                   {}});
       },
       py::arg("outputs"), py::arg("inputs"), py::arg("gys"), py::arg("create_graph"), release());
   bind_tangent(m);

@@ -55,11 +55,11 @@ struct Rule {
   using Linear = std::function<Tangents(Local&, const Tangents&)>;
   using Curve = std::function<Tangents(Local&, const std::vector<Tensor>& gy, const Tangents& dx)>;
   Save save;
-  Linear push;   // one tangent per output
-  Linear pull;   // one tangent per input; those not wanted are left empty (K = 0)
-  Curve curve;   // likewise
+  Linear push;  // one tangent per output
+  Linear pull;  // one tangent per input; those not wanted are left empty (K = 0)
+  Curve curve;  // likewise
   bool native = true;
-  bool reindexes = false;  // pull only moves values: what it returns is a strided view's transpose
+  bool reindexes = false;   // pull only moves values: what it returns is a strided view's transpose
   bool multiplies = false;  // pull's einsum yields the input's gradient as it is
 };
 

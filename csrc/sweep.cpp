@@ -69,8 +69,8 @@ void account(const std::vector<Tangent>& a, const std::vector<Tangent>& b) {
   l.widest_terms = std::max<int64_t>(l.widest_terms, static_cast<int64_t>(widest));
 }
 
-// Pushes the slots' tangents through the graph. For the Hessian (`only_curved`) nothing is pushed beyond the last
-// curved step, and a tangent is released once no curved step will want it on the way back.
+// Pushes the slots' tangents through the graph. For the Hessian (`only_curved`) nothing is pushed beyond the
+// last curved step, and a tangent is released once no curved step will want it on the way back.
 void forward(Linearization& lin, std::vector<Tangent>& slots, int64_t K, bool only_curved) {
   const Graph& graph = lin.graph;
   std::vector<int> uses(graph.slots.size(), 0);
@@ -115,7 +115,8 @@ std::vector<int> producers(const Graph& graph) {
 }
 
 // A slot that is an input, or only a chain of views away from one, is where the sweep ends.
-std::optional<Demand> demand_of(Linearization& lin, const std::vector<int>& producer, int slot, const Half& half) {
+std::optional<Demand> demand_of(Linearization& lin, const std::vector<int>& producer, int slot,
+                                const Half& half) {
   const Graph& graph = lin.graph;
   std::vector<int> chain;
   int at = slot;
@@ -148,14 +149,15 @@ std::optional<Demand> demand_of(Linearization& lin, const std::vector<int>& prod
   return demand;
 }
 
-std::vector<Tangent> back(Linearization& lin, std::vector<Tangent> dx_slots, std::vector<Tangent> dg, int64_t K,
-                          bool with_curve, const Half& half) {
+std::vector<Tangent> back(Linearization& lin, std::vector<Tangent> dx_slots, std::vector<Tangent> dg,
+                          int64_t K, bool with_curve, const Half& half) {
   const Graph& graph = lin.graph;
   const std::vector<int> producer = producers(graph);
   // Slots whose tangent only moves from here to an input.
   std::vector<bool> ends(graph.slots.size());
   for (size_t s = 0; s < ends.size(); ++s) {
-    ends[s] = producer[s] < 0 || (graph.steps[producer[s]].rule->reindexes && ends[graph.steps[producer[s]].in[0]]);
+    ends[s] =
+        producer[s] < 0 || (graph.steps[producer[s]].rule->reindexes && ends[graph.steps[producer[s]].in[0]]);
   }
   std::vector<int> uses(graph.slots.size(), 0);
   for (const Step& step : graph.steps) {

@@ -13,8 +13,8 @@ using Seeds = std::function<void(std::vector<Tangent>& slots)>;
 std::vector<Tangent> sweep_forward(Linearization& lin, int64_t K, const Seeds& seeds);
 // J' dgy: one tangent per input.
 std::vector<Tangent> sweep_back(Linearization& lin, int64_t K, std::vector<Tangent> dgys);
-// What the Hessian's symmetry leaves out: input j only needs the seeds of earlier inputs and its own, [0, end[j]),
-// and of its own only those up to the element's. Empty: everything.
+// What the Hessian's symmetry leaves out: input j only needs the seeds of earlier inputs and its own, [0,
+// end[j]), and of its own only those up to the element's. Empty: everything.
 struct Half {
   std::vector<int64_t> begin, end;  // per input, its seeds as the sweep counts them
 };

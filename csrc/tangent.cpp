@@ -1,5 +1,6 @@
 #include "tangent.h"
 
+#include "kernels/place.h"
 #include "ledger.h"
 
 #include <ATen/ATen.h>
@@ -56,21 +57,6 @@ void merge(Term& a, const Term& b) {
   a.alpha = 1.0;
 }
 
-// out[k, v] += term, out being rows [k_begin, ...) of a contiguous [k, numel] tensor.
-void add_into(const Tensor& out, const Term& t, int64_t k_begin, int64_t numel) {
-  Shape strides;
-  for (const Dim& d : t.dims) strides.push_back(d.ks * numel + d.vs);
-  const int64_t offset = (t.k0 - k_begin) * numel + t.v0 + out.storage_offset();
-  Tensor place = out.as_strided(sizes_of(t), strides, offset);
-  if (t.coef.defined() && t.core.defined()) {
-    place.addcmul_(t.coef, t.core, t.alpha);
-  } else if (t.coef.defined() || t.core.defined()) {
-    place.add_(t.coef.defined() ? t.coef : t.core, t.alpha);
-  } else {
-    place.add_(t.alpha);
-  }
-}
-
 Term dense_box(const Tensor& rows, c10::IntArrayRef shape, int64_t k0) {
   Term box;
   box.k0 = k0;
@@ -100,6 +86,12 @@ void combine(Tangent& t) {
 
 }  // namespace
 
+void add_into(const Tensor& out, const Term& t, int64_t k_begin, int64_t numel) {
+  Shape strides;
+  for (const Dim& d : t.dims) strides.push_back(d.ks * numel + d.vs);
+  kernels::place(out, sizes_of(t), strides, (t.k0 - k_begin) * numel + t.v0, t.coef, t.core, t.alpha);
+}
+
 int64_t numel_of(c10::IntArrayRef shape) {
   int64_t n = 1;
   for (int64_t s : shape) n *= s;
@@ -108,7 +100,8 @@ int64_t numel_of(c10::IntArrayRef shape) {
 
 Shape row_major(c10::IntArrayRef shape) {
   Shape strides(shape.size(), 1);
-  for (int64_t a = static_cast<int64_t>(shape.size()) - 2; a >= 0; --a) strides[a] = strides[a + 1] * shape[a + 1];
+  for (int64_t a = static_cast<int64_t>(shape.size()) - 2; a >= 0; --a)
+    strides[a] = strides[a + 1] * shape[a + 1];
   return strides;
 }
 
@@ -258,12 +251,27 @@ Tensor dense(const Tangent& t, int64_t k_begin, int64_t k_end) {
     Tensor rows = exact_rows(t, t.terms[0], k_begin, k_end);
     if (rows.defined()) return rows;
   }
-  TORCH_INTERNAL_ASSERT(t.zero() || (first >= k_begin && last <= k_end), "hesse: seeds outside of the range read");
+  TORCH_INTERNAL_ASSERT(t.zero() || (first >= k_begin && last <= k_end),
+                        "hesse: seeds outside of the range read");
   Shape size{k_end - k_begin};
   size.append(t.shape.begin(), t.shape.end());
   if (t.K > 1) ledger().reserve(numel_of(size), t.options.dtype().itemsize());
-  Tensor out = at::zeros(size, t.options);
-  for (const Term& term : t.terms) add_into(out, term, k_begin, t.numel());
+  // The first term that fills the rows exactly is written, not added to zeros.
+  Tensor out;
+  const Term* written = nullptr;
+  for (const Term& term : t.terms) {
+    if (written || c10::GradMode::is_enabled()) break;
+    out = exact_rows(t, term, k_begin, k_end);
+    if (out.defined()) written = &term;
+  }
+  if (!written) {
+    out = at::zeros(size, t.options);
+  } else if (out.storage().use_count() > 1 || !out.is_contiguous()) {
+    out = out.clone(at::MemoryFormat::Contiguous);
+  }
+  for (const Term& term : t.terms) {
+    if (&term != written) add_into(out, term, k_begin, t.numel());
+  }
   return out;
 }
 
@@ -287,10 +295,12 @@ Tensor value(const Tangent& t) {
       ++d;
     }
     if (aligned && d == term.dims.size()) {
-      Tensor p = term.coef.defined() || term.core.defined() ? product(term)
-                                                            : at::full({}, term.alpha, t.options).expand(sizes_of(term));
+      Tensor p = term.coef.defined() || term.core.defined()
+                     ? product(term)
+                     : at::full({}, term.alpha, t.options).expand(sizes_of(term));
       d = 0;
-      for (size_t a = 0; a < t.shape.size(); ++a) size[a] = t.shape[a] == 1 ? 1 : p.size(static_cast<int64_t>(d++));
+      for (size_t a = 0; a < t.shape.size(); ++a)
+        size[a] = t.shape[a] == 1 ? 1 : p.size(static_cast<int64_t>(d++));
       return (p.sizes() == c10::IntArrayRef(size) ? p : p.reshape(size)).expand(t.shape);
     }
   }
@@ -340,18 +350,23 @@ void fold_coef(Term& t) {
 }
 
 void settle(Term& t) {
-  bool coef_on_seed = false, core_on_value_only = t.core.defined() && !t.coef.defined();
+  if (!t.core.defined()) {
+    if (coef_on_seed(t)) fold_coef(t);
+    return;
+  }
+  if (t.coef.defined()) return;
   for (int64_t d = 0; d < t.rank(); ++d) {
-    if (t.dims[d].vs != 0) continue;
-    coef_on_seed = coef_on_seed || varies(t.coef, d);
-    core_on_value_only = core_on_value_only && !varies(t.core, d);
+    if (t.dims[d].vs == 0 && varies(t.core, d)) return;
   }
-  if (coef_on_seed) {
-    fold_coef(t);
-  } else if (core_on_value_only) {
-    t.coef = std::move(t.core);
-    t.core = Tensor();
+  t.coef = std::move(t.core);
+  t.core = Tensor();
+}
+
+bool coef_on_seed(const Term& t) {
+  for (int64_t d = 0; d < t.rank(); ++d) {
+    if (t.dims[d].vs == 0 && varies(t.coef, d)) return true;
   }
+  return false;
 }
 
 bool place(Term& t, c10::IntArrayRef shape, Placement& p) {
@@ -375,7 +390,8 @@ bool place(Term& t, c10::IntArrayRef shape, Placement& p) {
     const int64_t step = dim.vs / strides[a];
     if (reach[a] + (dim.n - 1) * step >= shape[a]) {
       // The dimension runs over the end of the axis: split it where the axis ends.
-      if (step >= shape[a] || shape[a] % step != 0 || p.offset[a] >= step || reach[a] != p.offset[a]) return false;
+      if (step >= shape[a] || shape[a] % step != 0 || p.offset[a] >= step || reach[a] != p.offset[a])
+        return false;
       const int64_t inner = shape[a] / step;
       if (dim.n % inner != 0 || dim.n == inner) return false;
       split_dim(t, d, inner);
@@ -389,6 +405,25 @@ bool place(Term& t, c10::IntArrayRef shape, Placement& p) {
   return true;
 }
 
+namespace {
+
+// The term is the whole box already, in memory that nobody else reads.
+bool owned_rows(const Tangent& t, const Term& term, int64_t first, int64_t last) {
+  const int64_t numel = t.numel();
+  if (term.coef.defined() || !term.core.defined() || term.alpha != 1.0 || term.k0 != first || term.v0 != 0)
+    return false;
+  if (term.core.numel() != (last - first) * numel || term.core.use_count() > 1 ||
+      term.core.storage().use_count() > 1) {
+    return false;
+  }
+  for (int64_t d = 0; d < term.rank(); ++d) {
+    if (term.core.stride(d) != term.dims[d].ks * numel + term.dims[d].vs) return false;
+  }
+  return true;
+}
+
+}  // namespace
+
 Term densify(const Tangent& t, const Term& term) {
   Tangent one = zero_like(t, t.shape);
   one.terms.push_back(term);
@@ -398,6 +433,19 @@ Term densify(const Tangent& t, const Term& term) {
 
 void densify(Tangent& t) {
   const auto [first, last] = seed_range(t);
+  if (!c10::GradMode::is_enabled()) {
+    for (size_t i = 0; i < t.terms.size(); ++i) {
+      if (!owned_rows(t, t.terms[i], first, last)) continue;
+      Term box = std::move(t.terms[i]);
+      const Tensor rows = box.core.as_strided({last - first, t.numel()}, {t.numel(), 1});
+      for (size_t j = 0; j < t.terms.size(); ++j) {
+        if (j != i) add_into(rows, t.terms[j], first, t.numel());
+      }
+      t.terms.clear();
+      t.terms.push_back(std::move(box));
+      return;
+    }
+  }
   Term box = dense_box(dense(t, first, last), t.shape, first);
   t.terms.clear();
   t.terms.push_back(std::move(box));

@@ -7,8 +7,10 @@
 //     T[k0 + sum_d i_d ks_d,  v0 + sum_d i_d vs_d] += alpha * coef[i] * core[i].
 //
 // Neither factor is ever expanded: each has one axis per dimension, of size n_d or 1 (broadcast), and an
-// undefined factor is 1. `coef` varies only along dimensions that move the value index (vs != 0), so it is
-// value-sized; `core` is anything. A dimension with both strides non-zero is *tied*: a diagonal.
+// undefined factor is 1. `coef` is what elementwise ops multiply: it is value-sized, as it varies along
+// dimensions that move the value index (vs != 0). Where such a dimension loses its value stride (a sum over
+// it), both factors stay apart until the next elementwise op folds coef into the core. A dimension with both
+// strides non-zero is *tied*: a diagonal.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -35,21 +37,21 @@ struct Term {
   int64_t k0 = 0;
   int64_t v0 = 0;
   double alpha = 1.0;
-  Tensor coef;  // [n_d or 1, ...], varies only where vs != 0; undefined: 1
+  Tensor coef;  // [n_d or 1, ...]; undefined: 1
   Tensor core;  // [n_d or 1, ...]; undefined: 1
 
   int64_t rank() const { return static_cast<int64_t>(dims.size()); }
-  int64_t coverage() const;                       // elements of T that the term touches
-  int64_t stored() const;                         // elements held in memory (coef and core)
+  int64_t coverage() const;                        // elements of T that the term touches
+  int64_t stored() const;                          // elements held in memory (coef and core)
   std::pair<int64_t, int64_t> seed_range() const;  // [first, last + 1)
 };
 
 struct Tangent {
-  int64_t K = 0;             // seeds
-  Shape shape;               // S
-  at::TensorOptions options;  // dtype and device of T
+  int64_t K = 0;                    // seeds
+  Shape shape;                      // S
+  at::TensorOptions options;        // dtype and device of T
   c10::SmallVector<Term, 2> terms;  // none: zero
-  bool upper = false;  // holds only what lies on or above the Hessian's diagonal (see Demand)
+  bool upper = false;               // holds only what lies on or above the Hessian's diagonal (see Demand)
 
   bool zero() const { return terms.empty(); }
   int64_t numel() const;  // of S
@@ -100,8 +102,12 @@ void split_dim(Term& term, int64_t d, int64_t inner);
 void squeeze(Term& term);
 // Multiplies coef into core (after which coef is undefined).
 void fold_coef(Term& term);
-// Moves factors to where they belong after a dimension lost its value stride.
+// Moves a lone factor to where it belongs after a dimension lost its value stride.
 void settle(Term& term);
+// coef varies along a dimension without a value stride.
+bool coef_on_seed(const Term& term);
+// out[k, v] += term; out: contiguous rows [k_begin, ...) of [K, numel].
+void add_into(const Tensor& out, const Term& term, int64_t k_begin, int64_t numel);
 // alpha * coef * core, one axis per dimension of size n_d or 1.
 Tensor product(const Term& term);
 // Rewrites every term as one dense box [k, *S]; records the op that asked for it.
@@ -111,8 +117,8 @@ Term densify(const Tangent& t, const Term& term);
 // Only the seeds in [0, k_end).
 void restrict_seeds(Tangent& t, int64_t k_end);
 
-// t += other, merging terms of equal core and placement, combining where terms outgrow the dense box (`combining`
-// false: never, for sums that go to the assembly as they are).
+// t += other, merging terms of equal core and placement, combining where terms outgrow the dense box
+// (`combining` false: never, for sums that go to the assembly as they are).
 void accumulate(Tangent& t, Tangent other, bool combining = true);
 // A copy in another dtype.
 Tangent cast(Tangent t, at::ScalarType dtype);

@@ -80,7 +80,9 @@ void reduce_dims(Term& term, const std::vector<bool>& reduce) {
 struct Window {
   Shape size, stride;
   int64_t offset;
-  bool operator==(const Window& o) const { return size == o.size && stride == o.stride && offset == o.offset; }
+  bool operator==(const Window& o) const {
+    return size == o.size && stride == o.stride && offset == o.offset;
+  }
 };
 
 Window window(const Term& term, const Placement* p, const Tensor& c) {
@@ -138,10 +140,12 @@ Tangent scale(Tangent t, const Tensor& factor) {
   for (Term& term : t.terms) {
     Placement p;
     if (!flat) place_or_densify(t, term, p);
+    if (coef_on_seed(term)) fold_coef(term);
     const Window w = window(term, flat ? nullptr : &p, c);
     const Done* known = nullptr;
     for (const Done& d : done) {
-      const bool same = term.coef.defined() ? d.before.defined() && d.before.is_same(term.coef) : !d.before.defined();
+      const bool same =
+          term.coef.defined() ? d.before.defined() && d.before.is_same(term.coef) : !d.before.defined();
       if (same && d.window == w) known = &d;
     }
     if (known) {
@@ -200,7 +204,8 @@ Tangent sum(Tangent t, c10::IntArrayRef axes, bool keepdim) {
     Placement p;
     place_or_densify(t, term, p);
     std::vector<bool> reduce(term.rank());
-    for (int64_t d = 0; d < term.rank(); ++d) reduce[d] = p.axis[d] >= 0 && gone[p.axis[d]] && term.dims[d].ks == 0;
+    for (int64_t d = 0; d < term.rank(); ++d)
+      reduce[d] = p.axis[d] >= 0 && gone[p.axis[d]] && term.dims[d].ks == 0;
     move_axes(term, p, to, shape);
     reduce_dims(term, reduce);
   }
@@ -314,7 +319,8 @@ Tangent take(Tangent t, const Geometry& g) {
   if (numel_of(g.size) == 0) return zero_like(t, g.size);
   Shape axis, step, start;
   if (!resolve(g, t.shape, axis, step, start)) {
-    return map_rows(t, g.size, [&](const Tensor& rows) { return strided_rows(rows.contiguous(), g).contiguous(); });
+    return map_rows(t, g.size,
+                    [&](const Tensor& rows) { return strided_rows(rows.contiguous(), g).contiguous(); });
   }
   const int64_t rank = static_cast<int64_t>(t.shape.size());
   Shape to(rank, -1);
@@ -366,7 +372,8 @@ Tangent put(Tangent t, const Geometry& g, c10::IntArrayRef shape) {
     const Shape target(shape.begin(), shape.end());
     return map_rows(t, shape, [&](const Tensor& rows) {
       const int64_t numel = numel_of(target);
-      const Tensor index = at::arange(numel, rows.options().dtype(at::kLong)).as_strided(g.size, g.stride, g.offset);
+      const Tensor index =
+          at::arange(numel, rows.options().dtype(at::kLong)).as_strided(g.size, g.stride, g.offset);
       Shape size{rows.size(0)};
       size.append(target.begin(), target.end());
       return at::zeros({rows.size(0), numel}, rows.options())
@@ -387,7 +394,8 @@ Tangent put(Tangent t, const Geometry& g, c10::IntArrayRef shape) {
   return t;
 }
 
-Tangent map_rows(const Tangent& t, c10::IntArrayRef out_shape, const std::function<Tensor(const Tensor&)>& f) {
+Tangent map_rows(const Tangent& t, c10::IntArrayRef out_shape,
+                 const std::function<Tensor(const Tensor&)>& f) {
   if (t.zero()) return zero_like(t, out_shape);
   if (t.K > 1) ledger().densified.insert(ledger().op);
   const auto [first, last] = seed_range(t);
@@ -518,7 +526,8 @@ Tangent einsum(Tangent t, const std::string& t_axes, const Tensor& weight, const
     }
     for (size_t a = 0; a < p.offset.size(); ++a) {
       const size_t in_w = w_axes.find(t_axes[a]);
-      if (in_w != npos && w.size(static_cast<int64_t>(in_w)) > 1) offset += p.offset[a] * w.stride(static_cast<int64_t>(in_w));
+      if (in_w != npos && w.size(static_cast<int64_t>(in_w)) > 1)
+        offset += p.offset[a] * w.stride(static_cast<int64_t>(in_w));
     }
     move_axes(term, p, to, shape);
     for (size_t i = 0; i < w_axes.size(); ++i) {

@@ -37,11 +37,12 @@ Tangent put(Tangent t, const Geometry& g, c10::IntArrayRef shape);
 Tangent einsum(Tangent t, const std::string& t_axes, const Tensor& w, const std::string& w_axes,
                const std::string& out_axes);
 
-// What will become of the next product: while a demand is set, `einsum` orders its result's memory as the Hessian's
-// and, of a symmetric one, may compute the upper triangle only.
+// What will become of the next product: while a demand is set, `einsum` orders its result's memory as the
+// Hessian's and, of a symmetric one, may compute the upper triangle only.
 struct Demand {
   Shape shape;  // of the value the product flows into
-  // Rewrites dimensions of that value as dimensions of the input; false where they are not strided views of it.
+  // Rewrites dimensions of that value as dimensions of the input; false where they are not strided views of
+  // it.
   std::function<bool(Term& dims)> to_input;
   int64_t v_shift = 0;  // first seed of the input, counted as the sweep's seeds are
 };

@@ -169,9 +169,7 @@ def terms(draw, shape, K):
         factors([1 if vs == 0 or t else n for (n, _, vs), t in zip(dims, thin, strict=True)], seed)
     )
     thin = [draw(st.booleans()) for _ in dims]
-    core = draw(
-        factors([1 if t else n for (n, _, _), t in zip(dims, thin, strict=True)], seed + 1)
-    )
+    core = draw(factors([1 if t else n for (n, _, _), t in zip(dims, thin, strict=True)], seed + 1))
     return Term(dims, k0, v0, draw(st.sampled_from([1.0, 1.0, -0.5])), coef, core)
 
 

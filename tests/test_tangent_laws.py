@@ -255,7 +255,9 @@ PRODUCTS = [
 def products(draw):
     """Axes of a product and the size of each letter."""
     axes = draw(st.sampled_from(PRODUCTS))
-    sizes = {c: draw(st.sampled_from([2, 3, 1])) for c in string.ascii_letters if c in "".join(axes)}
+    sizes = {
+        c: draw(st.sampled_from([2, 3, 1])) for c in string.ascii_letters if c in "".join(axes)
+    }
     return axes, sizes
 
 

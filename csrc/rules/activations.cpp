@@ -52,9 +52,11 @@ void activations() {
   unary<gen::HardswishBackward0>(
       "HardswishBackward0", self,
       [](auto&, const Tensor& x) { return at::hardswish_backward(at::ones_like(x), x); },
-      [](auto&, const Tensor& x, const Tensor& d) { return times(1.0 / 3, (x.abs() < 3).to(d.scalar_type())); });
-  // elu, selu and celu are one formula, and so is its slope: below 0, f'' = input_scale f'. An op in place saved
-  // y, whose sign is that of x.
+      [](auto&, const Tensor& x, const Tensor& d) {
+        return times(1.0 / 3, (x.abs() < 3).to(d.scalar_type()));
+      });
+  // elu, selu and celu are one formula, and so is its slope: below 0, f'' = input_scale f'. An op in place
+  // saved y, whose sign is that of x.
   const auto elu = [](bool is_result) {
     return [is_result](auto& n, const Tensor& s) {
       return at::elu_backward(at::ones_like(s), n.alpha, n.scale, n.input_scale, is_result, s);
@@ -83,7 +85,8 @@ void activations() {
   unary<gen::LogSigmoidBackward0>(
       "LogSigmoidBackward0", self, [](auto&, const Tensor& x) { return x.neg().sigmoid(); },
       [](auto&, const Tensor&, const Tensor& d) { return times(-1, d * at::rsub(d, 1)); });
-  // Beyond the threshold the op is linear; at it, PyTorch takes the slope of one side, the curvature of the other.
+  // Beyond the threshold the op is linear; at it, PyTorch takes the slope of one side, the curvature of the
+  // other.
   unary<gen::SoftplusBackward0>(
       "SoftplusBackward0", self,
       [](auto& n, const Tensor& x) {
@@ -106,7 +109,8 @@ void activations() {
   elementwise<gen::MishBackward0>(
       "MishBackward0",
       [](auto& n, Local& l) {
-        const Tensor x = l.unpack(n.self_), s = x.sigmoid(), t = at::softplus(x).tanh(), q = s * at::rsub(t * t, 1);
+        const Tensor x = l.unpack(n.self_), s = x.sigmoid(), t = at::softplus(x).tanh(),
+                     q = s * at::rsub(t * t, 1);
         l.saved = {x, s, t, q};
         l.first[0] = at::addcmul(t, x, q);
       },

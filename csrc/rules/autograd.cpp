@@ -1,13 +1,14 @@
-// The autograd rule drives a node that has no rule of its own. With b(g) = node(g), the vector-Jacobian product
-// that PyTorch wrote, recorded with grad mode on:
+// The autograd rule drives a node that has no rule of its own. With b(g) = node(g), the vector-Jacobian
+// product that PyTorch wrote, recorded with grad mode on:
 //
 //     pull(dgy)     = b(dgy)
 //     push(dx)      = vjp of b in g, with cotangents dx          (b is linear in g)
 //     curve(gy, dx) = vjp of b(gy) in the op's inputs, with cotangents dx
 //
-// The last holds because the Hessian of <gy, f> is symmetric; where a user's backward is not the Jacobian of its
-// forward, it yields the rows that the reverse-mode loop would. The inner walk is our own, not the engine's: it
-// stops at the node's own input edges (an input that depends on another is not followed through).
+// The last holds because the Hessian of <gy, f> is symmetric; where a user's backward is not the Jacobian of
+// its forward, it yields the rows that the reverse-mode loop would. The inner walk is our own, not the
+// engine's: it stops at the node's own input edges (an input that depends on another is not followed
+// through).
 #include "rule.h"
 
 #include "ledger.h"
@@ -158,7 +159,8 @@ Tangents per_seed(const Tangents& in, const std::vector<Shape>& out_shape,
       continue;
     }
     result.push_back(from_dense(at::stack(stacks[o]), K, first));
-    ledger().reserve(static_cast<int64_t>(stacks[o].size()) * stacks[o][0].numel(), stacks[o][0].element_size());
+    ledger().reserve(static_cast<int64_t>(stacks[o].size()) * stacks[o][0].numel(),
+                     stacks[o][0].element_size());
   }
   return result;
 }
@@ -178,7 +180,8 @@ Tangents push(Local& l, const Tangents& dx) {
     variable_list roots, cotangents, dy(l.out_shape.size());
     for (size_t i = 0; i < slice.size() && i < r.b.size(); ++i) {
       if (!slice[i].defined() || !r.b[i].defined()) continue;
-      if (!r.b[i].requires_grad()) not_twice_differentiable(*l.node, "its backward is not recorded by autograd");
+      if (!r.b[i].requires_grad())
+        not_twice_differentiable(*l.node, "its backward is not recorded by autograd");
       roots.push_back(r.b[i]);
       cotangents.push_back(slice[i].to(r.b[i].scalar_type()));
     }

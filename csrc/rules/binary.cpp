@@ -1,5 +1,5 @@
-// Elementwise functions of several tensors: one row per op, its first and second partials. An input that is not
-// active needs no factor: those left alone are structural zeros.
+// Elementwise functions of several tensors: one row per op, its first and second partials. An input that is
+// not active needs no factor: those left alone are structural zeros.
 #include "factors.h"
 
 #include <cmath>
@@ -45,8 +45,8 @@ void div_second(N&, Local& l) {
   l.second[3] = times(2, l.first[1].c * r);
 }
 
-// max(x, y), min(x, y): half the slope to each at a tie. `less(x, y)` where x is out, `not_more` also at a tie; NaN is
-// neither.
+// max(x, y), min(x, y): half the slope to each at a tie. `less(x, y)` where x is out, `not_more` also at a
+// tie; NaN is neither.
 template <class Less, class NotMore>
 auto extremum(Less less, NotMore not_more) {
   return [less, not_more](auto& n, Local& l) {
@@ -74,27 +74,22 @@ auto nan_extremum(Wins wins) {
 
 void binary() {
   // ---- linear ---------------------------------------------------------------------------------------------
-  elementwise_linear<gen::AddBackward0>("AddBackward0", [](auto& n, Local& l) {
-    l.first = {1.0, n.alpha.toDouble()};
-  });
+  elementwise_linear<gen::AddBackward0>("AddBackward0",
+                                        [](auto& n, Local& l) { l.first = {1.0, n.alpha.toDouble()}; });
   elementwise_linear<gen::AddBackward1>("AddBackward1", [](auto&, Local& l) { l.first = {1.0}; });
-  elementwise_linear<gen::SubBackward0>("SubBackward0", [](auto& n, Local& l) {
-    l.first = {1.0, -n.alpha.toDouble()};
-  });
+  elementwise_linear<gen::SubBackward0>("SubBackward0",
+                                        [](auto& n, Local& l) { l.first = {1.0, -n.alpha.toDouble()}; });
   elementwise_linear<gen::SubBackward1>("SubBackward1", [](auto&, Local& l) { l.first = {1.0}; });
-  elementwise_linear<gen::RsubBackward0>("RsubBackward0", [](auto& n, Local& l) {
-    l.first = {-n.alpha.toDouble(), 1.0};
-  });
-  elementwise_linear<gen::RsubBackward1>("RsubBackward1", [](auto& n, Local& l) {
-    l.first = {-n.alpha.toDouble()};
-  });
-  elementwise_linear<gen::MulBackward1>("MulBackward1", [](auto& n, Local& l) { l.first = {n.other.toDouble()}; });
-  elementwise_linear<gen::DivBackward1>("DivBackward1", [](auto& n, Local& l) {
-    l.first = {1 / n.other.toDouble()};
-  });
-  elementwise_linear<gen::DivBackward3>("DivBackward3", [](auto& n, Local& l) {
-    l.first = {n.rounding_mode ? 0.0 : 1 / n.other.toDouble()};
-  });
+  elementwise_linear<gen::RsubBackward0>("RsubBackward0",
+                                         [](auto& n, Local& l) { l.first = {-n.alpha.toDouble(), 1.0}; });
+  elementwise_linear<gen::RsubBackward1>("RsubBackward1",
+                                         [](auto& n, Local& l) { l.first = {-n.alpha.toDouble()}; });
+  elementwise_linear<gen::MulBackward1>("MulBackward1",
+                                        [](auto& n, Local& l) { l.first = {n.other.toDouble()}; });
+  elementwise_linear<gen::DivBackward1>("DivBackward1",
+                                        [](auto& n, Local& l) { l.first = {1 / n.other.toDouble()}; });
+  elementwise_linear<gen::DivBackward3>(
+      "DivBackward3", [](auto& n, Local& l) { l.first = {n.rounding_mode ? 0.0 : 1 / n.other.toDouble()}; });
   elementwise_linear<gen::LerpBackward0>("LerpBackward0", [](auto& n, Local& l) {
     const double w = n.weight.toDouble();
     l.first = {1 - w, w};
@@ -249,8 +244,8 @@ void binary() {
       });
 
   // ---- powers ---------------------------------------------------------------------------------------------
-  // y = x^p. With L = log x, y_x = p x^(p-1), y_p = y L. Where x^(p-1) is infinite and p is 0, and where x is 0
-  // and p is not negative, PyTorch takes the limits: 0.
+  // y = x^p. With L = log x, y_x = p x^(p-1), y_p = y L. Where x^(p-1) is infinite and p is 0, and where x is
+  // 0 and p is not negative, PyTorch takes the limits: 0.
   elementwise<gen::PowBackward1>(
       "PowBackward1",
       [](auto& n, Local& l) {

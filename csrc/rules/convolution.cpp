@@ -2,8 +2,8 @@
 //
 //     y[b, o, l] = sum_k w[o, k] U(x)[b, k, l]  (+ bias[o])
 //
-// so a tangent of the weights meets U(x) in a product that keeps its ties, and a tangent of the input is unfolded
-// on rows. Grouped, transposed and 3-d convolutions go through the autograd rule.
+// so a tangent of the weights meets U(x) in a product that keeps its ties, and a tangent of the input is
+// unfolded on rows. Grouped, transposed and 3-d convolutions go through the autograd rule.
 #include "elementwise.h"
 
 namespace hesse::rules {
@@ -51,7 +51,8 @@ Tangent unfold(const Tangent& t, const Sizes& s) {
   return map_rows(t, s.unfolded, [&](const Tensor& rows) {
     Shape images = s.image;
     images[0] *= rows.size(0);
-    return at::im2col(rows.reshape(images), s.kernel, s.dilation, s.padding, s.stride).reshape(rows_of(rows, s.unfolded));
+    return at::im2col(rows.reshape(images), s.kernel, s.dilation, s.padding, s.stride)
+        .reshape(rows_of(rows, s.unfolded));
   });
 }
 
@@ -59,7 +60,8 @@ Tangent fold(const Tangent& t, const Sizes& s, const Shape& shape) {
   Tangent image = map_rows(t, s.image, [&](const Tensor& rows) {
     Shape columns = s.unfolded;
     columns[0] *= rows.size(0);
-    return at::col2im(rows.reshape(columns), {s.image[2], s.image[3]}, s.kernel, s.dilation, s.padding, s.stride)
+    return at::col2im(rows.reshape(columns), {s.image[2], s.image[3]}, s.kernel, s.dilation, s.padding,
+                      s.stride)
         .reshape(rows_of(rows, s.image));
   });
   return view(std::move(image), shape);
@@ -75,8 +77,8 @@ Tensor unfolded(Local& l, const Sizes& s) {
 // Is this one ours? Empty images and what the formula above does not cover are not.
 bool covered(Local& l) {
   auto& n = node<N>(l);
-  return !n.transposed && n.groups.expect_int() == 1 && !l.memo.empty() && l.memo[0].defined() && l.memo[1].defined() &&
-         (l.memo[0].dim() == 3 || l.memo[0].dim() == 4) && l.memo[0].numel() > 0;
+  return !n.transposed && n.groups.expect_int() == 1 && !l.memo.empty() && l.memo[0].defined() &&
+         l.memo[1].defined() && (l.memo[0].dim() == 3 || l.memo[0].dim() == 4) && l.memo[0].numel() > 0;
 }
 
 void save(Local& l) {

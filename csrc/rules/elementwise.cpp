@@ -43,7 +43,8 @@ Tensor i1_slope(const Tensor& x, const Tensor& y) {
   return with_limit(x, 0.5, [&y](const Tensor& z) { return z.i0() - y / z; });
 }
 Tensor i1e_slope(const Tensor& x, const Tensor& y) {
-  return with_limit(x, 0.5, [&y](const Tensor& z) { return at::special_i0e(z) - y * (z.sgn() + z.reciprocal()); });
+  return with_limit(x, 0.5,
+                    [&y](const Tensor& z) { return at::special_i0e(z) - y * (z.sgn() + z.reciprocal()); });
 }
 
 }  // namespace
@@ -60,16 +61,16 @@ void elementwise() {
   elementwise_linear<gen::Rad2DegBackward0>("Rad2DegBackward0", constant(180 / pi));
 
   // ---- zero on purpose ------------------------------------------------------------------------------------
-  for (const char* name : {"CeilBackward0", "FloorBackward0", "RoundBackward0", "RoundBackward1", "TruncBackward0",
-                           "SgnBackward0", "SignBackward0", "ZeroBackward0", "FillBackward0", "FillBackward2"}) {
+  for (const char* name :
+       {"CeilBackward0", "FloorBackward0", "RoundBackward0", "RoundBackward1", "TruncBackward0",
+        "SgnBackward0", "SignBackward0", "ZeroBackward0", "FillBackward0", "FillBackward2"}) {
     zero(name);
   }
 
   // ---- piecewise linear -----------------------------------------------------------------------------------
   unary_linear<gen::AbsBackward0>("AbsBackward0", self, [](auto&, const Tensor& x) { return x.sgn(); });
-  elementwise_linear<gen::NanToNumBackward0>("NanToNumBackward0", [](auto& n, Local& l) {
-    l.first[0] = mask(l, at::isfinite(l.unpack(n.self_)));
-  });
+  elementwise_linear<gen::NanToNumBackward0>(
+      "NanToNumBackward0", [](auto& n, Local& l) { l.first[0] = mask(l, at::isfinite(l.unpack(n.self_))); });
   elementwise_linear<gen::ClampBackward1>("ClampBackward1", [](auto& n, Local& l) {
     const Tensor x = l.unpack(n.self_);
     if (n.min && n.max) {
@@ -144,7 +145,8 @@ void elementwise() {
       [](auto& n, Local& l) {
         const Tensor x = l.unpack(n.self_);
         l.saved = {x};
-        const double low = n.eps.value_or(0.0), outside = n.eps ? 0.0 : std::numeric_limits<double>::quiet_NaN();
+        const double low = n.eps.value_or(0.0),
+                     outside = n.eps ? 0.0 : std::numeric_limits<double>::quiet_NaN();
         const Tensor inside = at::logical_and(x >= low, x <= 1 - low);
         l.first[0] = at::where(inside, (x * at::rsub(x, 1)).reciprocal(), outside);
       },
@@ -202,10 +204,12 @@ void elementwise() {
 
   // ---- error function and normal distribution -------------------------------------------------------------
   unary<gen::ErfBackward0>(
-      "ErfBackward0", self, [](auto&, const Tensor& x) { return times(2 * inv_sqrt_pi, (x * x).neg().exp()); },
+      "ErfBackward0", self,
+      [](auto&, const Tensor& x) { return times(2 * inv_sqrt_pi, (x * x).neg().exp()); },
       [](auto&, const Tensor& x, const Tensor& e) { return times(-4 * inv_sqrt_pi, x * e); });
   unary<gen::ErfcBackward0>(
-      "ErfcBackward0", self, [](auto&, const Tensor& x) { return times(-2 * inv_sqrt_pi, (x * x).neg().exp()); },
+      "ErfcBackward0", self,
+      [](auto&, const Tensor& x) { return times(-2 * inv_sqrt_pi, (x * x).neg().exp()); },
       [](auto&, const Tensor& x, const Tensor& e) { return times(4 * inv_sqrt_pi, x * e); });
   unary<gen::ErfinvBackward0>(
       "ErfinvBackward0", [](auto& n, Local& l) { return l.unpack(n.self_).erfinv(); },
@@ -217,11 +221,10 @@ void elementwise() {
         l.saved = {l.unpack(n.self_), l.unpack(n.result_)};
         l.first[0] = times(2, l.saved[0] * l.saved[1] - inv_sqrt_pi);
       },
-      [](auto&, Local& l) {
-        l.second[0] = times(2, at::addcmul(l.saved[1], l.saved[0], l.first[0].c, 2));
-      });
+      [](auto&, Local& l) { l.second[0] = times(2, at::addcmul(l.saved[1], l.saved[0], l.first[0].c, 2)); });
   unary<gen::SpecialNdtriBackward0>(
-      "SpecialNdtriBackward0", result, [](auto&, const Tensor& y) { return times(sqrt_2pi, (y * y * 0.5).exp()); },
+      "SpecialNdtriBackward0", result,
+      [](auto&, const Tensor& y) { return times(sqrt_2pi, (y * y * 0.5).exp()); },
       [](auto&, const Tensor& y, const Tensor& e) { return times(2 * pi, y * e * e); });
   elementwise<gen::SpecialLogNdtrBackward0>(
       "SpecialLogNdtrBackward0",
@@ -266,9 +269,7 @@ void elementwise() {
         l.saved = {x, i1e, sign};
         l.first[0] = i1e - sign * l.unpack(n.result_);
       },
-      [](auto&, Local& l) {
-        l.second[0] = i1e_slope(l.saved[0], l.saved[1]) - l.saved[2] * l.first[0].c;
-      });
+      [](auto&, Local& l) { l.second[0] = i1e_slope(l.saved[0], l.saved[1]) - l.saved[2] * l.first[0].c; });
   elementwise<gen::SpecialI1Backward0>(
       "SpecialI1Backward0",
       [](auto& n, Local& l) {

@@ -55,8 +55,8 @@ void elementwise(const char* name, First first, Second second) {
   add_rule(name, std::move(rule));
 }
 
-// One input. save(node, local) -> the tensor s that the derivatives are written in (x or y); d1(node, s) -> f';
-// d2(node, s, d1) -> f''. Each of d1, d2 returns a Tensor or a number.
+// One input. save(node, local) -> the tensor s that the derivatives are written in (x or y); d1(node, s) ->
+// f'; d2(node, s, d1) -> f''. Each of d1, d2 returns a Tensor or a number.
 template <class N, class Save, class D1, class D2>
 void unary(const char* name, Save save, D1 d1, D2 d2) {
   elementwise<N>(

@@ -19,7 +19,8 @@ inline at::ScalarType dtype_of(const Local& l) { return l.out_options[0].dtype()
 // A condition as a factor of 0 and 1.
 inline Tensor mask(const Local& l, const Tensor& condition) { return condition.to(dtype_of(l)); }
 
-// An input as the op saw it: in the dtype of its result, so that the derivatives lose nothing to a narrower one.
+// An input as the op saw it: in the dtype of its result, so that the derivatives lose nothing to a narrower
+// one.
 inline Tensor operand(const Local& l, const torch::autograd::SavedVariable& saved) {
   Tensor t = l.unpack(saved);
   return t.scalar_type() == dtype_of(l) ? t : t.to(dtype_of(l));

@@ -36,7 +36,8 @@ void join(const char* name, G part) {
     for (size_t p = 0; p < dx.size(); ++p) {
       if (dx[p].zero()) continue;
       if (whole.K == 0) whole = zero_like(dx[p], l.out_shape[0]);
-      accumulate(whole, put(cast(dx[p], whole.options.dtype().toScalarType()), part(node<N>(l), l, p), l.out_shape[0]));
+      accumulate(whole, put(cast(dx[p], whole.options.dtype().toScalarType()), part(node<N>(l), l, p),
+                            l.out_shape[0]));
     }
     return {std::move(whole)};
   };

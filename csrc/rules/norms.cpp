@@ -3,187 +3,248 @@
 //     N(t) = r (t - mean(t) - h mean(h t)), self-adjoint, is the Jacobian of h
 //     push   dy   = w N(dx) + h dw + db
 //     pull   dgx  = N(w dgy),  dgw = h dgy,  dgb = dgy
-//     curve  dgx  = N(gy dw) - r mean(h dx) gx - r mean(G h) dh - r h mean(G dh),  dgw = gy dh
-//            with G = w gy, gx = N(G), dh = N(dx)
+//     curve  dgx  = N(gy dw) - r (c N(dx) + g mean(h dx) + h mean(g dx)),  dgw = gy N(dx)
+//            with g = N(w gy), c = mean(h w gy)
 //
-// In evaluation mode batch norm has constant statistics: N(t) = r t, and only the products with w bend.
-#include "factors.h"
+// RMS norm is the same without the mean. In evaluation mode the statistics are constants: N(t) = r t, and
+// only the products with w bend.
+#include "reduction.h"
 
 namespace hesse::rules {
 
 namespace {
 
-// x seen in a shape whose `axes` are normalised; w and b broadcast to it.
+enum class Statistics { centred, uncentred, constant };
+
+// How a layer sees x, w, and its statistics: in shapes that broadcast to each other.
 struct Layout {
-  Shape x, w, axes, statistics;
-  bool frozen = false;
-  double count = 1;
+  Axes axes;  // of x
+  Shape w;
+  Statistics statistics = Statistics::centred;
 };
 
-// saved: h, r, w (undefined: 1); memo, once G is known: G, gx, mean(G h).
+// A tangent of x with its means, of the kept shape.
+struct Moved {
+  Tangent t, mean, h_mean;  // t, mean(t), mean(h t)
+};
+
+// saved: h, r, w (undefined: 1); memo: g, r c, r g, r h.
 struct Layer {
   Local& l;
   Layout at;
 
-  Tangent mean(Tangent t) const { return scale(expand(sum(std::move(t), at.axes, true), at.x), 1 / at.count); }
-  Tensor mean(const Tensor& t) const { return t.mean(at.axes, true); }
-
-  Tangent normalise(const Tangent& t) const {
-    const Tensor &h = l.saved[0], &r = l.saved[1];
-    if (at.frozen) return scale(t, r);
-    Tangent n = t;
-    accumulate(n, scale(mean(t), -1.0));
-    accumulate(n, scale(scale(mean(scale(t, h)), h), -1.0));
-    return scale(std::move(n), r);
+  bool bends() const { return at.statistics != Statistics::constant; }
+  bool centred() const { return at.statistics == Statistics::centred; }
+  Tensor mean(const Tensor& t) const { return t.mean(at.axes.gone, true); }
+  Tangent mean(Tangent t) const {
+    return scale(total(std::move(t), at.axes), 1.0 / static_cast<double>(at.axes.count));
   }
+  Tangent wide(const Tangent& t) const { return spread(t, at.axes); }
+
+  Moved moved(Tangent t) const {
+    Moved m{std::move(t), {}, {}};
+    if (centred()) m.mean = mean(m.t);
+    if (bends()) m.h_mean = mean(scale(m.t, l.saved[0]));
+    return m;
+  }
+  Tangent jacobian(const Moved& m) const {
+    Tangent n = centred() ? minus(m.t, wide(m.mean)) : m.t;
+    if (bends()) n = minus(std::move(n), scale(wide(m.h_mean), l.saved[0]));
+    return scale(std::move(n), l.saved[1]);
+  }
+  Tensor jacobian(const Tensor& t, const Tensor& h_mean) const {
+    return l.saved[1] * ((centred() ? t - mean(t) : t) - l.saved[0] * h_mean);
+  }
+
   Tangent weighted(Tangent t) const { return l.saved[2].defined() ? scale(std::move(t), l.saved[2]) : t; }
-  Tangent parameter(const Tangent& t) const { return expand(view(t, at.w), at.x); }
-  Tangent to_parameter(Tangent t, size_t i) const { return view(sum_to(std::move(t), at.w), l.in_shape[i]); }
+  Tangent in(const Tangent& t) const { return cast(view(t, at.axes.in), dtype_of(l)); }
+  Tangent parameter(const Tangent& t) const { return expand(cast(view(t, at.w), dtype_of(l)), at.axes.in); }
+  Tangent out(Tangent t, size_t i) const { return view(std::move(t), l.in_shape[i]); }
+  Tangent to_parameter(Tangent t, size_t i) const { return out(sum_to(std::move(t), at.w), i); }
 };
+
+void add(Tangent& sum, Tangent t) {
+  if (sum.K == 0) {
+    sum = std::move(t);
+  } else {
+    accumulate(sum, std::move(t));
+  }
+}
+
+bool moves(const Tangents& dx, size_t i) { return i < dx.size() && !dx[i].zero(); }
+bool wanted(const Local& l, size_t i) { return i < l.inputs() && l.wanted[i]; }
 
 Tangents push(const Layer& layer, const Tangents& dx) {
   Local& l = layer.l;
-  Tangent dy;
-  auto add = [&](Tangent t) {
-    if (dy.K == 0) dy = zero_like(t, layer.at.x);
-    accumulate(dy, std::move(t));
-  };
-  if (!dx[0].zero()) add(layer.weighted(layer.normalise(view(dx[0], layer.at.x))));
-  if (dx.size() > 1 && !dx[1].zero()) add(scale(layer.parameter(dx[1]), l.saved[0]));
-  if (dx.size() > 2 && !dx[2].zero()) add(layer.parameter(dx[2]));
-  return {view(std::move(dy), l.out_shape[0])};
-}
-
-Tangents pull(const Layer& layer, const Tangents& dgy) {
-  Local& l = layer.l;
-  Tangents dgx(l.inputs());
-  if (dgy[0].zero()) return dgx;
-  const Tangent g = view(dgy[0], layer.at.x);
-  if (l.wanted[0]) dgx[0] = view(layer.normalise(layer.weighted(g)), l.in_shape[0]);
-  if (l.inputs() > 1 && l.wanted[1]) dgx[1] = layer.to_parameter(scale(g, l.saved[0]), 1);
-  if (l.inputs() > 2 && l.wanted[2]) dgx[2] = layer.to_parameter(g, 2);
-  return dgx;
-}
-
-Tangents curve(const Layer& layer, const Tensor& gy_any, const Tangents& dx) {
-  Local& l = layer.l;
-  Tangents dgx(l.inputs());
-  if (!gy_any.defined()) return dgx;
-  const Tensor &h = l.saved[0], &r = l.saved[1], &w = l.saved[2];
-  const Tensor gy = gy_any.reshape(layer.at.x);
-  const bool x_moves = !dx[0].zero(), w_moves = dx.size() > 1 && !dx[1].zero();
-  Tangent dh;
-  if (x_moves) dh = layer.normalise(view(dx[0], layer.at.x));
-  if (l.wanted[0]) {
-    Tangent g;
-    auto add = [&](Tangent t) {
-      if (g.K == 0) g = zero_like(t, layer.at.x);
-      accumulate(g, std::move(t));
-    };
-    if (w_moves) add(layer.normalise(scale(layer.parameter(dx[1]), gy)));
-    if (x_moves && !layer.at.frozen) {
-      if (l.memo.empty()) {
-        const Tensor G = w.defined() ? gy * w : gy;
-        const Tensor c = layer.mean(G * h);
-        const Tensor gx = r * (G - layer.mean(G) - h * c);
-        l.memo = {G, r * gx, r * c, r * h};
-      }
-      add(scale(scale(layer.mean(scale(view(dx[0], layer.at.x), h)), l.memo[1]), -1.0));
-      add(scale(scale(dh, l.memo[2]), -1.0));
-      add(scale(scale(layer.mean(scale(dh, l.memo[0])), l.memo[3]), -1.0));
+  Tangents dy(1);
+  if (moves(dx, 0)) {
+    const Moved m = layer.moved(layer.in(dx[0]));
+    dy[0] = layer.weighted(layer.jacobian(m));
+    // The statistics, where they are outputs that can be differentiated: the mean and r, or r alone.
+    for (size_t o = 1; o < l.out_options.size() && l.out_options[o].has_dtype(); ++o) {
+      const bool is_mean = o == 1 && layer.centred();
+      Tangent s = is_mean ? m.mean : scale(scale(m.h_mean, l.saved[1].square()), -1.0);
+      dy.push_back(view(std::move(s), l.out_shape[o]));
     }
-    if (g.K > 0) dgx[0] = view(std::move(g), l.in_shape[0]);
   }
-  if (l.inputs() > 1 && l.wanted[1] && x_moves) dgx[1] = layer.to_parameter(scale(dh, gy), 1);
+  if (moves(dx, 1)) add(dy[0], scale(layer.parameter(dx[1]), l.saved[0]));
+  if (moves(dx, 2)) add(dy[0], layer.parameter(dx[2]));
+  dy[0] = view(std::move(dy[0]), l.out_shape[0]);
+  return dy;
+}
+
+Tangents pull(const Layer& layer, const Tangent& dgy) {
+  Local& l = layer.l;
+  Tangents dgx(l.inputs());
+  const Tangent g = view(dgy, layer.at.axes.in);
+  if (wanted(l, 0)) dgx[0] = layer.out(layer.jacobian(layer.moved(layer.weighted(g))), 0);
+  if (wanted(l, 1)) dgx[1] = layer.to_parameter(scale(g, l.saved[0]), 1);
+  if (wanted(l, 2)) dgx[2] = layer.to_parameter(g, 2);
   return dgx;
 }
 
-// layout(node, local) -> Layout; statistics(node, local, x) -> {mean, r} in the shape of the layout's statistics.
+Tangents curve(const Layer& layer, const Tensor& gy, const Tangents& dx) {
+  Local& l = layer.l;
+  Tangents dgx(l.inputs());
+  const Tensor &h = l.saved[0], &r = l.saved[1], &w = l.saved[2];
+  const bool bow = layer.bends() && wanted(l, 0);
+  if (moves(dx, 0) && (bow || wanted(l, 1))) {
+    const Moved m = layer.moved(layer.in(dx[0]));
+    const Tangent dh = layer.jacobian(m);
+    if (wanted(l, 1)) dgx[1] = layer.to_parameter(scale(dh, gy), 1);
+    if (bow) {
+      if (l.memo.empty()) {
+        const Tensor wg = w.defined() ? w * gy : gy, c = layer.mean(h * wg), g = layer.jacobian(wg, c);
+        l.memo = {g, r * c, r * g, r * h};
+      }
+      Tangent t = scale(dh, l.memo[1]);
+      accumulate(t, scale(layer.wide(m.h_mean), l.memo[2]));
+      accumulate(t, scale(layer.wide(layer.mean(scale(m.t, l.memo[0]))), l.memo[3]));
+      dgx[0] = scale(std::move(t), -1.0);
+    }
+  }
+  if (moves(dx, 1) && wanted(l, 0)) {
+    add(dgx[0], layer.jacobian(layer.moved(scale(layer.parameter(dx[1]), gy))));
+  }
+  if (dgx[0].K > 0) dgx[0] = layer.out(std::move(dgx[0]), 0);
+  return dgx;
+}
+
+// layout(node, x's shape) -> Layout; statistics(node, local, x, layout) -> {mean (undefined: 0), r}.
 template <class N, class L, class S>
 void normalisation(const char* name, L layout, S statistics) {
-  auto layer = [layout](Local& l) { return Layer{l, layout(node<N>(l), l)}; };
+  auto layer = [layout](Local& l) { return Layer{l, layout(node<N>(l), l.out_shape[0])}; };
+  // Statistics used as outputs in their own right are rare: the node itself is driven then.
+  auto used = [](const auto& outputs, auto present) {
+    return outputs.size() > 1 && std::any_of(outputs.begin() + 1, outputs.end(), present);
+  };
   Rule rule;
   rule.save = [layout, statistics](Local& l) {
     auto& n = node<N>(l);
-    const Layout at = layout(n, l);
-    const Tensor x = l.unpack(n.input_).reshape(at.x), w = l.unpack(n.weight_);
+    const Layout at = layout(n, l.out_shape[0]);
+    const Tensor x = l.unpack(n.input_).reshape(at.axes.in), w = l.unpack(n.weight_);
     const auto [mean, r] = statistics(n, l, x, at);
-    l.saved = {(x - mean) * r, r, w.defined() ? w.reshape(at.w) : Tensor()};
+    l.saved = {(mean.defined() ? x - mean : x) * r, r, w.defined() ? w.reshape(at.w) : Tensor()};
   };
   rule.push = [layer](Local& l, const Tangents& dx) { return push(layer(l), dx); };
-  rule.pull = [layer](Local& l, const Tangents& dgy) { return pull(layer(l), dgy); };
-  rule.curve = [layer](Local& l, const std::vector<Tensor>& gy, const Tangents& dx) { return curve(layer(l), gy[0], dx); };
+  rule.pull = [layer, used](Local& l, const Tangents& dgy) {
+    if (used(dgy, [](const Tangent& g) { return !g.zero(); })) return autograd_rule().pull(l, dgy);
+    return pull(layer(l), dgy[0]);
+  };
+  rule.curve = [layer, used](Local& l, const std::vector<Tensor>& gy, const Tangents& dx) {
+    if (used(gy, [](const Tensor& g) { return g.defined(); })) return autograd_rule().curve(l, gy, dx);
+    const Layer seen = layer(l);
+    return curve(seen, gy[0].reshape(seen.at.axes.in), dx);
+  };
   add_rule(name, std::move(rule));
 }
 
-using Statistics = std::pair<Tensor, Tensor>;
+using MeanAndScale = std::pair<Tensor, Tensor>;
 
-// What the node saved; when the Hessian itself is to be differentiated they must follow x, so they are made again
-// (autograd takes them for constants, which is wrong from the third derivative on). eps need not be known.
-Statistics live(const Tensor& x, const Tensor& mean, const Tensor& r, const Layout& at) {
-  const Tensor m = mean.reshape(at.statistics), s = r.reshape(at.statistics);
-  if (!c10::GradMode::is_enabled()) return {m, s};
-  const Tensor now = x.mean(at.axes, true), var = (x - now).square().mean(at.axes, true);
-  const Tensor eps = (s.detach().pow(-2) - var.detach());
-  return {now, (var + eps).rsqrt()};
+// What the node saved. When the Hessian itself is to be differentiated they must follow x, so they are made
+// again: autograd takes what it saved for constants, which is wrong from the third derivative on. eps need
+// not be known.
+MeanAndScale live(const Tensor& x, const Tensor& mean, const Tensor& r, const Layout& at) {
+  const Tensor saved_r = r.detach().reshape(at.axes.kept);
+  if (!c10::GradMode::is_enabled()) return {mean.defined() ? mean.reshape(at.axes.kept) : mean, saved_r};
+  const Tensor m = mean.defined() ? x.mean(at.axes.gone, true) : mean;
+  const Tensor var = (m.defined() ? x - m : x).square().mean(at.axes.gone, true);
+  return {m, saved_r * ((var - var.detach()) * saved_r.square() + 1).rsqrt()};
+}
+
+template <class N>
+void batch_norm(const char* name) {
+  const auto training = [](auto& n) {
+    if constexpr (requires { n.training; }) {
+      return n.training;
+    } else {
+      return false;
+    }
+  };
+  normalisation<N>(
+      name,
+      [training](auto& n, const Shape& x) {
+        Shape seen{x[0], x[1], numel_of(x) / std::max<int64_t>(1, x[0] * x[1])};
+        return Layout{
+            axes_of(seen, {0, 2}), {1, x[1], 1}, training(n) ? Statistics::centred : Statistics::constant};
+      },
+      [training](auto& n, Local& l, const Tensor& x, const Layout& at) -> MeanAndScale {
+        if (training(n)) return live(x, l.unpack(n.result1_), l.unpack(n.result2_), at);
+        if constexpr (requires { n.running_mean_; }) {
+          double eps;
+          if constexpr (requires { n.eps; }) {
+            eps = n.eps;
+          } else {
+            eps = n.epsilon;
+          }
+          return {l.unpack(n.running_mean_).reshape(at.w),
+                  (l.unpack(n.running_var_).reshape(at.w) + eps).rsqrt()};
+        } else {
+          return live(x, l.unpack(n.result1_), l.unpack(n.result2_), at);
+        }
+      });
 }
 
 }  // namespace
 
 void norms() {
+  // The last axes, as many as the layer was given.
+  const auto trailing = [](const Shape& x, size_t given, Statistics statistics) {
+    Shape axes;
+    for (size_t a = x.size() - given; a < x.size(); ++a) axes.push_back(static_cast<int64_t>(a));
+    return Layout{axes_of(x, axes), Shape(x.end() - static_cast<std::ptrdiff_t>(given), x.end()), statistics};
+  };
   normalisation<gen::NativeLayerNormBackward0>(
       "NativeLayerNormBackward0",
-      [](auto& n, Local& l) {
-        Layout at;
-        at.x = at.statistics = l.out_shape[0];
-        for (size_t i = 0; i < n.normalized_shape.size(); ++i) {
-          const size_t a = at.x.size() - n.normalized_shape.size() + i;
-          at.axes.push_back(static_cast<int64_t>(a));
-          at.w.push_back(at.x[a]);
-          at.count *= static_cast<double>(at.x[a]);
-          at.statistics[a] = 1;
-        }
-        return at;
+      [trailing](auto& n, const Shape& x) {
+        return trailing(x, n.normalized_shape.size(), Statistics::centred);
       },
       [](auto& n, Local& l, const Tensor& x, const Layout& at) {
         return live(x, l.unpack(n.result1_), l.unpack(n.result2_), at);
+      });
+  normalisation<gen::FusedRmsNormBackward0>(
+      "FusedRmsNormBackward0",
+      [trailing](auto& n, const Shape& x) {
+        return trailing(x, n.normalized_shape.size(), Statistics::uncentred);
+      },
+      [](auto& n, Local& l, const Tensor& x, const Layout& at) {
+        return live(x, Tensor(), l.unpack(n.result1_), at);
       });
   normalisation<gen::NativeGroupNormBackward0>(
       "NativeGroupNormBackward0",
-      [](auto& n, Local&) {
+      [](auto& n, const Shape&) {
         const int64_t per_group = n.C.expect_int() / n.group;
-        Layout at;
-        at.x = {n.N.expect_int(), n.group, per_group, n.HxW.expect_int()};
-        at.w = {1, n.group, per_group, 1};
-        at.axes = {2, 3};
-        at.statistics = {at.x[0], n.group, 1, 1};
-        at.count = static_cast<double>(per_group * at.x[3]);
-        return at;
+        const Shape seen{n.N.expect_int(), n.group, per_group, n.HxW.expect_int()};
+        return Layout{axes_of(seen, {2, 3}), {1, n.group, per_group, 1}};
       },
       [](auto& n, Local& l, const Tensor& x, const Layout& at) {
         return live(x, l.unpack(n.result1_), l.unpack(n.result2_), at);
       });
-  normalisation<gen::NativeBatchNormBackward0>(
-      "NativeBatchNormBackward0",
-      [](auto& n, Local& l) {
-        Layout at;
-        at.x = l.out_shape[0];
-        at.w = Shape(at.x.size(), 1);
-        at.w[1] = at.x[1];
-        at.statistics = at.w;
-        at.frozen = !n.training;
-        for (size_t a = 0; a < at.x.size(); ++a) {
-          if (a == 1) continue;
-          at.axes.push_back(static_cast<int64_t>(a));
-          at.count *= static_cast<double>(at.x[a]);
-        }
-        return at;
-      },
-      [](auto& n, Local& l, const Tensor& x, const Layout& at) {
-        if (n.training) return live(x, l.unpack(n.result1_), l.unpack(n.result2_), at);
-        const Tensor mean = l.unpack(n.running_mean_), var = l.unpack(n.running_var_);
-        return Statistics{mean.to(x.scalar_type()).reshape(at.w), (var + n.eps).rsqrt().to(x.scalar_type()).reshape(at.w)};
-      });
+  batch_norm<gen::NativeBatchNormBackward0>("NativeBatchNormBackward0");
+  batch_norm<gen::CudnnBatchNormBackward0>("CudnnBatchNormBackward0");
+  batch_norm<gen::NativeBatchNormLegitBackward0>("NativeBatchNormLegitBackward0");
+  batch_norm<gen::NativeBatchNormLegitBackward1>("NativeBatchNormLegitBackward1");
+  batch_norm<gen::NativeBatchNormLegitNoTrainingBackward0>("NativeBatchNormLegitNoTrainingBackward0");
 }
 
 }  // namespace hesse::rules

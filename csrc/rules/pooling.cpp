@@ -35,8 +35,8 @@ void pooling() {
         return on_images(rows, l.out_shape[0], l.in_shape[0], [&](const Tensor& g) {
           Shape images(l.in_shape[0].end() - 3, l.in_shape[0].end());
           images.insert(images.begin(), g.size(0));
-          return at::avg_pool2d_backward(g, at::empty(images, g.options()), n.kernel_size, n.stride, n.padding,
-                                         n.ceil_mode, n.count_include_pad, std::nullopt);
+          return at::avg_pool2d_backward(g, at::empty(images, g.options()), n.kernel_size, n.stride,
+                                         n.padding, n.ceil_mode, n.count_include_pad, std::nullopt);
         });
       })};
     };

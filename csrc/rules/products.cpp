@@ -13,7 +13,7 @@ struct Bilinear {
   std::string a, b, out;
   size_t ia = 0, ib = 1;  // which inputs the operands are
   double alpha = 1.0;
-  int ic = -1;            // the input that is added, if any
+  int ic = -1;  // the input that is added, if any
   double beta = 1.0;
 };
 
@@ -46,8 +46,10 @@ void bilinear(const char* name, A axes, O operands) {
   rule.curve = [axes](Local& l, const std::vector<Tensor>& gy, const Tangents& dx) {
     const Bilinear p = axes(node<N>(l), l);
     Tangents dgx(l.inputs());
-    if (l.wanted[p.ia] && !dx[p.ib].zero()) dgx[p.ia] = scale(einsum(dx[p.ib], p.b, gy[0], p.out, p.a), p.alpha);
-    if (l.wanted[p.ib] && !dx[p.ia].zero()) dgx[p.ib] = scale(einsum(dx[p.ia], p.a, gy[0], p.out, p.b), p.alpha);
+    if (l.wanted[p.ia] && !dx[p.ib].zero())
+      dgx[p.ia] = scale(einsum(dx[p.ib], p.b, gy[0], p.out, p.a), p.alpha);
+    if (l.wanted[p.ib] && !dx[p.ia].zero())
+      dgx[p.ib] = scale(einsum(dx[p.ia], p.a, gy[0], p.out, p.b), p.alpha);
     return dgx;
   };
   rule.multiplies = true;
@@ -82,7 +84,8 @@ using Pair = std::vector<Tensor>;
 }  // namespace
 
 void products() {
-  // ---- a b ---------------------------------------------------------------------------------------------------
+  // ---- a b
+  // ---------------------------------------------------------------------------------------------------
   product<gen::MmBackward0>("MmBackward0", {"mp", "pq", "mq"},
                             [](auto& n, Local& l) { return Pair{l.unpack(n.self_), l.unpack(n.mat2_)}; });
   product<gen::BmmBackward0>("BmmBackward0", {"bmp", "bpq", "bmq"},
@@ -94,19 +97,26 @@ void products() {
   product<gen::VdotBackward0>("VdotBackward0", {"p", "p", ""},
                               [](auto& n, Local& l) { return Pair{l.unpack(n.self_), l.unpack(n.other_)}; });
 
-  // ---- beta c + alpha a b ------------------------------------------------------------------------------------
-  added_product<gen::AddmmBackward0>("AddmmBackward0", {"mp", "pq", "mq"},
-                                     [](auto& n, Local& l) { return Pair{l.unpack(n.mat1_), l.unpack(n.mat2_)}; });
-  added_product<gen::AddmvBackward0>("AddmvBackward0", {"mp", "p", "m"},
-                                     [](auto& n, Local& l) { return Pair{l.unpack(n.mat_), l.unpack(n.vec_)}; });
-  added_product<gen::AddrBackward0>("AddrBackward0", {"m", "q", "mq"},
-                                    [](auto& n, Local& l) { return Pair{l.unpack(n.vec1_), l.unpack(n.vec2_)}; });
-  added_product<gen::BaddbmmBackward0>("BaddbmmBackward0", {"bmp", "bpq", "bmq"},
-                                       [](auto& n, Local& l) { return Pair{l.unpack(n.batch1_), l.unpack(n.batch2_)}; });
-  added_product<gen::AddbmmBackward0>("AddbmmBackward0", {"bmp", "bpq", "mq"},
-                                      [](auto& n, Local& l) { return Pair{l.unpack(n.batch1_), l.unpack(n.batch2_)}; });
+  // ---- beta c + alpha a b
+  // ------------------------------------------------------------------------------------
+  added_product<gen::AddmmBackward0>("AddmmBackward0", {"mp", "pq", "mq"}, [](auto& n, Local& l) {
+    return Pair{l.unpack(n.mat1_), l.unpack(n.mat2_)};
+  });
+  added_product<gen::AddmvBackward0>("AddmvBackward0", {"mp", "p", "m"}, [](auto& n, Local& l) {
+    return Pair{l.unpack(n.mat_), l.unpack(n.vec_)};
+  });
+  added_product<gen::AddrBackward0>("AddrBackward0", {"m", "q", "mq"}, [](auto& n, Local& l) {
+    return Pair{l.unpack(n.vec1_), l.unpack(n.vec2_)};
+  });
+  added_product<gen::BaddbmmBackward0>("BaddbmmBackward0", {"bmp", "bpq", "bmq"}, [](auto& n, Local& l) {
+    return Pair{l.unpack(n.batch1_), l.unpack(n.batch2_)};
+  });
+  added_product<gen::AddbmmBackward0>("AddbmmBackward0", {"bmp", "bpq", "mq"}, [](auto& n, Local& l) {
+    return Pair{l.unpack(n.batch1_), l.unpack(n.batch2_)};
+  });
 
-  // ---- linear: any number of leading axes, optional bias -------------------------------------------------------
+  // ---- linear: any number of leading axes, optional bias
+  // -------------------------------------------------------
   bilinear<gen::LinearBackward0>(
       "LinearBackward0",
       [](auto&, Local& l) {

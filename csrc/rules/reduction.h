@@ -13,7 +13,8 @@
 
 namespace hesse::rules {
 
-// What a reduction runs over: the axes that go, the shape with those kept as size 1, and how many elements meet.
+// What a reduction runs over: the axes that go, the shape with those kept as size 1, and how many elements
+// meet.
 struct Axes {
   Shape in, gone, kept;
   int64_t count = 1;
@@ -93,7 +94,8 @@ void reduction(const char* name, Slope slope) {
   add_rule(name, std::move(rule));
 }
 
-// bend(node, local, axes, gy, dx) -> dgx, for the first output; gy has the kept shape, dx the dtype of the result.
+// bend(node, local, axes, gy, dx) -> dgx, for the first output; gy has the kept shape, dx the dtype of the
+// result.
 template <class N, class Slope, class Bend>
 void reduction(const char* name, Slope slope, Bend bend) {
   reduction<N>(name, slope);

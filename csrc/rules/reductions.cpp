@@ -1,10 +1,10 @@
-// Reductions over some or all axes of one tensor (see reduction.h). Where y bends it is by a diagonal plus a matrix
-// of rank one, in the factor f = dy/dx:
+// Reductions over some or all axes of one tensor (see reduction.h). Where y bends it is by a diagonal plus a
+// matrix of rank one, in the factor f = dy/dx:
 //
 //     var        f = 2 (x - m) / c                           curve = gy 2/c (dx - mean(dx))
 //     std        f = (x - m) / (c y)                         curve = gy/y ((dx - mean(dx)) / c - f sum(f dx))
-//     norm p     f = sign(x) |x|^(p-1) y^(1-p)               curve = gy (p-1) (|x|^(p-2) y^(1-p) dx - f/y sum(f dx))
-//     logsumexp  f = exp(x - y)                              curve = gy f (dx - sum(f dx))
+//     norm p     f = sign(x) |x|^(p-1) y^(1-p)               curve = gy (p-1) (|x|^(p-2) y^(1-p) dx - f/y
+//     sum(f dx)) logsumexp  f = exp(x - y)                              curve = gy f (dx - sum(f dx))
 #include "reduction.h"
 
 #include <cmath>
@@ -14,7 +14,8 @@ namespace hesse::rules {
 
 namespace {
 
-// ---- norms ------------------------------------------------------------------------------------------------------
+// ---- norms
+// ------------------------------------------------------------------------------------------------------
 
 bool bends(double p) { return p != 0 && p != 1 && !std::isinf(p); }
 
@@ -37,7 +38,8 @@ Tangent norm_bend(Local& l, double p, const Axes& a, const Tensor& gy, const Tan
   if (!bends(p)) return zero_like(dx, a.in);
   const Tensor &x = l.saved[0], &y = l.saved[1], &f = l.first[0].c;
   if (l.memo.empty()) {
-    // From p = 3 on the curvature at y = 0 is zero by the same convention; below it is infinite, and stays so.
+    // From p = 3 on the curvature at y = 0 is zero by the same convention; below it is infinite, and stays
+    // so.
     Tensor g = gy * (p - 1) / y;
     if (p >= 3) g = g.masked_fill(y == 0, 0);
     Tensor d = g;
@@ -124,7 +126,8 @@ void dist() {
   add_rule("DistBackward0", std::move(rule));
 }
 
-// ---- variance ---------------------------------------------------------------------------------------------------
+// ---- variance
+// ---------------------------------------------------------------------------------------------------
 
 template <class N>
 double freedom(N& n, const Axes& a) {
@@ -134,7 +137,9 @@ double freedom(N& n, const Axes& a) {
 Factor share(const Axes& a) { return 1.0 / static_cast<double>(a.count); }
 
 // dx - mean(dx)
-Tangent centred(const Tangent& dx, const Axes& a) { return minus(dx, scale(spread(total(dx, a), a), share(a))); }
+Tangent centred(const Tangent& dx, const Axes& a) {
+  return minus(dx, scale(spread(total(dx, a), a), share(a)));
+}
 
 template <class N>
 Factor var_slope(N& n, Local& l, const Axes& a) {
@@ -169,7 +174,8 @@ const auto std_bend = [](auto& n, Local& l, const Axes& a, const Tensor& gy, con
   return minus(std::move(t), scale(scale(spread(total(scale(dx, f), a), a), l.memo[1]), f.alpha));
 };
 
-// ---- extrema ----------------------------------------------------------------------------------------------------
+// ---- extrema
+// ----------------------------------------------------------------------------------------------------
 
 // All elements that equal the extremum share its gradient evenly.
 Factor tied(const Tensor& x, const Tensor& y, const Axes& a) {
@@ -207,7 +213,8 @@ void indexed(const char* name) {
 }  // namespace
 
 void reductions() {
-  // ---- sums -----------------------------------------------------------------------------------------------------
+  // ---- sums
+  // -----------------------------------------------------------------------------------------------------
   const auto one = [](auto&, Local&, const Axes&) { return Factor(1.0); };
   const auto even = [](auto&, Local&, const Axes& a) { return share(a); };
   reduction<gen::SumBackward0>("SumBackward0", one);
@@ -231,17 +238,20 @@ void reductions() {
         return scale(minus(dx, spread(total(scale(dx, f), a), a)), l.memo[0]);
       });
 
-  // ---- norms, variance --------------------------------------------------------------------------------------------
+  // ---- norms, variance
+  // --------------------------------------------------------------------------------------------
   norm<gen::NormBackward0>("NormBackward0");
   norm<gen::NormBackward1>("NormBackward1");
   norm<gen::NormBackward2>("NormBackward2");
   norm<gen::NormBackward3>("NormBackward3");
   norm<gen::LinalgVectorNormBackward0>("LinalgVectorNormBackward0");
   dist();
-  reduction<gen::VarBackward0>("VarBackward0", [](auto& n, Local& l, const Axes& a) { return var_slope(n, l, a); }, var_bend);
+  reduction<gen::VarBackward0>(
+      "VarBackward0", [](auto& n, Local& l, const Axes& a) { return var_slope(n, l, a); }, var_bend);
   reduction<gen::VarMeanBackward0>(
       "VarMeanBackward0",
-      [](auto& n, Local& l, const Axes& a) { return std::vector<Factor>{var_slope(n, l, a), share(a)}; }, var_bend);
+      [](auto& n, Local& l, const Axes& a) { return std::vector<Factor>{var_slope(n, l, a), share(a)}; },
+      var_bend);
   reduction<gen::StdBackward0>(
       "StdBackward0",
       [](auto& n, Local& l, const Axes& a) { return std_slope(n, l, l.unpack(n.result_), a); }, std_bend);
@@ -252,7 +262,8 @@ void reductions() {
       },
       std_bend);
 
-  // ---- extrema and order statistics -------------------------------------------------------------------------------
+  // ---- extrema and order statistics
+  // -------------------------------------------------------------------------------
   overall_extremum<gen::MaxBackward1>("MaxBackward1");
   overall_extremum<gen::MinBackward1>("MinBackward1");
   overall_extremum<gen::MedianBackward0>("MedianBackward0");

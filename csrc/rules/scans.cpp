@@ -1,16 +1,16 @@
-// What runs along one axis. Running sums C and elements picked at saved indices are linear. A product, over the axis
-// (F = the sum) or running (F = C), is written without dividing by the zeros among its factors: with
+// What runs along one axis. Running sums C and elements picked at saved indices are linear. A product, over
+// the axis (F = the sum) or running (F = C), is written without dividing by the zeros among its factors: with
 //
-//     u = 1/x and e = 0 off the zeros, u = 0 and e = 1 on them, z = F e (how many), R the product of the others,
-//     c_i = R where z = i, else 0,
+//     u = 1/x and e = 0 off the zeros, u = 0 and e = 1 on them, z = F e (how many), R the product of the
+//     others, c_i = R where z = i, else 0,
 //
 //     push   dy  = c_0 F(u dx) + c_1 F(e dx)
 //     pull   dgx = u F'(c_0 dgy) + e F'(c_1 dgy)
 //     curve  dgx = u F'(gy (c_0 U + c_1 E)) + e F'(gy (c_1 U + c_2 E)) - (u^2 F'(gy c_0) + e F'(gy c_2)) dx
 //            with U = F(u dx), E = F(e dx).
 //
-// That holds at x, not around it where a factor is zero: a Hessian that is to be differentiated again is left to the
-// node itself.
+// That holds at x, not around it where a factor is zero: a Hessian that is to be differentiated again is left
+// to the node itself.
 #include "reduction.h"
 
 namespace hesse::rules {
@@ -48,7 +48,9 @@ Tangent running_sum(const Tangent& t, const Line& line, bool transpose) {
   });
 }
 
-Tensor running_sum_back(const Tensor& t, int64_t axis) { return t.dim() == 0 ? t : t.flip(axis).cumsum(axis).flip(axis); }
+Tensor running_sum_back(const Tensor& t, int64_t axis) {
+  return t.dim() == 0 ? t : t.flip(axis).cumsum(axis).flip(axis);
+}
 
 void cumsum() {
   using N = gen::CumsumBackward0;
@@ -62,7 +64,8 @@ void cumsum() {
   add_rule("CumsumBackward0", std::move(rule));
 }
 
-// ---- products ----------------------------------------------------------------------------------------------------
+// ---- products
+// ----------------------------------------------------------------------------------------------------
 
 // F over the axes of prod, in values and in tangents.
 struct Whole {
@@ -97,6 +100,7 @@ template <class N, class F>
 void product(const char* name) {
   Rule rule;
   rule.save = [](Local& l) {
+    if (c10::GradMode::is_enabled()) return;
     const F f(node<N>(l), l);
     const Tensor x = operand(l, node<N>(l).self_);
     const Tensor e = (x == 0).to(x.scalar_type()), others = x + e;
@@ -140,7 +144,8 @@ void product(const char* name) {
   add_rule(name, std::move(rule));
 }
 
-// ---- logcumsumexp: J_ji = exp(x_i - y_j) for i <= j, curve = J'gy dx - J'(gy J dx) ---------------------------------
+// ---- logcumsumexp: J_ji = exp(x_i - y_j) for i <= j, curve = J'gy dx - J'(gy J dx)
+// ---------------------------------
 
 void logcumsumexp() {
   using N = gen::LogcumsumexpBackward0;
@@ -173,7 +178,8 @@ void logcumsumexp() {
     if (large(l)) return autograd_rule().pull(l, dgy);
     return {back(l, dgy[0])};
   };
-  rule.curve = [line, large, forward, back](Local& l, const std::vector<Tensor>& gy, const Tangents& dx) -> Tangents {
+  rule.curve = [line, large, forward, back](Local& l, const std::vector<Tensor>& gy,
+                                            const Tangents& dx) -> Tangents {
     if (large(l)) return autograd_rule().curve(l, gy, dx);
     if (l.memo.empty()) {
       const Tensor g = gy[0].reshape(line(l).shape).transpose(1, 2).unsqueeze(-2);
@@ -184,7 +190,8 @@ void logcumsumexp() {
   add_rule("LogcumsumexpBackward0", std::move(rule));
 }
 
-// ---- sort, topk, cummax: elements picked at saved indices --------------------------------------------------------
+// ---- sort, topk, cummax: elements picked at saved indices
+// --------------------------------------------------------
 
 template <class N>
 void picked(const char* name) {

@@ -1,5 +1,5 @@
-// Shape ops. Nearly all are strided views of a contiguous value, so a row gives only the geometry: push takes it,
-// pull puts it back. Reshapes keep flat indices and cost nothing at all.
+// Shape ops. Nearly all are strided views of a contiguous value, so a row gives only the geometry: push takes
+// it, pull puts it back. Reshapes keep flat indices and cost nothing at all.
 #include "elementwise.h"
 
 #include <ATen/WrapDimUtils.h>
@@ -52,7 +52,8 @@ void blocks(const char* name, B blocks_of) {
   Rule rule;
   auto move = [](const Tangent& t, const Shape& shape, const std::vector<Block>& list, bool back) {
     Tangent out = zero_like(t, shape);
-    for (const Block& b : list) accumulate(out, put(take(t, back ? b.to : b.from), back ? b.from : b.to, shape));
+    for (const Block& b : list)
+      accumulate(out, put(take(t, back ? b.to : b.from), back ? b.from : b.to, shape));
     return out;
   };
   rule.push = [blocks_of, move](Local& l, const Tangents& dx) -> Tangents {
@@ -69,7 +70,8 @@ template <class N, class M>
 void masked(const char* name, M mask_of) {
   Rule rule;
   auto apply = [mask_of](Local& l, const Tangent& t) -> Tangents {
-    if (l.memo.empty()) l.memo = {mask_of(node<N>(l), at::ones(l.in_shape[0], l.out_options[0].requires_grad(std::nullopt)))};
+    if (l.memo.empty())
+      l.memo = {mask_of(node<N>(l), at::ones(l.in_shape[0], l.out_options[0].requires_grad(std::nullopt)))};
     return {scale(t, l.memo[0])};
   };
   rule.push = [apply](Local& l, const Tangents& dx) { return apply(l, dx[0]); };
@@ -100,10 +102,10 @@ Geometry sliced(const Shape& shape, int64_t dim, int64_t start, int64_t length, 
 void views() {
   // ---- the same flat values -------------------------------------------------------------------------------
   for (const char* name :
-       {"ViewBackward0", "UnsafeViewBackward0", "ReshapeAliasBackward0", "ReshapeCopyBackward0", "ViewBackward0_copy",
-        "ReshapeAliasBackward0_copy", "SqueezeBackward0", "SqueezeBackward1", "SqueezeBackward2", "SqueezeBackward3",
-        "SqueezeBackward4", "SqueezeBackward5", "UnsqueezeBackward0", "UnsqueezeBackward1", "CloneBackward0",
-        "ToCopyBackward0", "AliasBackward0", "LiftFreshBackward0"}) {
+       {"ViewBackward0", "UnsafeViewBackward0", "ReshapeAliasBackward0", "ReshapeCopyBackward0",
+        "ViewBackward0_copy", "ReshapeAliasBackward0_copy", "SqueezeBackward0", "SqueezeBackward1",
+        "SqueezeBackward2", "SqueezeBackward3", "SqueezeBackward4", "SqueezeBackward5", "UnsqueezeBackward0",
+        "UnsqueezeBackward1", "CloneBackward0", "ToCopyBackward0", "AliasBackward0", "LiftFreshBackward0"}) {
     reshape(name);
   }
 
@@ -117,12 +119,14 @@ void views() {
     }
     return p;
   });
-  strided<gen::TransposeBackward0>("TransposeBackward0",
-                                   [](auto& n, const Shape& shape) { return swapped(shape, n.dim0, n.dim1); });
-  strided<gen::TransposeBackward1>("TransposeBackward1",
-                                   [](auto& n, const Shape& shape) { return swapped(shape, n.dim0, n.dim1); });
+  strided<gen::TransposeBackward0>(
+      "TransposeBackward0", [](auto& n, const Shape& shape) { return swapped(shape, n.dim0, n.dim1); });
+  strided<gen::TransposeBackward1>(
+      "TransposeBackward1", [](auto& n, const Shape& shape) { return swapped(shape, n.dim0, n.dim1); });
   for (const char* name : {"TBackward0", "TBackward1"}) {
-    strided<Node>(name, [](auto&, const Shape& shape) { return shape.size() < 2 ? whole(shape) : swapped(shape, 0, 1); });
+    strided<Node>(name, [](auto&, const Shape& shape) {
+      return shape.size() < 2 ? whole(shape) : swapped(shape, 0, 1);
+    });
   }
   strided<gen::SelectBackward0>("SelectBackward0", [](auto& n, const Shape& shape) {
     const int64_t dim = wrap(n.dim, shape.size());
@@ -152,7 +156,8 @@ void views() {
   strided<gen::DiagonalBackward0>("DiagonalBackward0", [](auto& n, const Shape& shape) {
     const int64_t a = wrap(n.dim1, shape.size()), b = wrap(n.dim2, shape.size());
     const Geometry all = whole(shape);
-    const int64_t length = n.offset >= 0 ? std::min(shape[a], shape[b] - n.offset) : std::min(shape[a] + n.offset, shape[b]);
+    const int64_t length =
+        n.offset >= 0 ? std::min(shape[a], shape[b] - n.offset) : std::min(shape[a] + n.offset, shape[b]);
     Geometry g;
     g.offset = n.offset >= 0 ? n.offset * all.stride[b] : -n.offset * all.stride[a];
     for (int64_t d = 0; d < static_cast<int64_t>(shape.size()); ++d) {
@@ -203,7 +208,8 @@ void views() {
     add_rule("AsStridedBackward0", rule);
   }
 
-  // ---- blocks moved about ----------------------------------------------------------------------------------
+  // ---- blocks moved about
+  // ----------------------------------------------------------------------------------
   blocks<gen::ConstantPadNdBackward0>("ConstantPadNdBackward0", [](auto& n, Local& l) {
     const Shape pad = ints(n.pad), &in = l.in_shape[0], &out = l.out_shape[0];
     Block b{whole(in), whole(out)};
@@ -272,11 +278,12 @@ void views() {
     add_rule("RepeatBackward0", rule);
   }
 
-  // ---- no strides express it -------------------------------------------------------------------------------
-  masked<gen::TrilBackward0>("TrilBackward0",
-                             [](auto& n, const Tensor& ones) { return at::tril(ones, n.diagonal.expect_int()); });
-  masked<gen::TriuBackward0>("TriuBackward0",
-                             [](auto& n, const Tensor& ones) { return at::triu(ones, n.diagonal.expect_int()); });
+  // ---- no strides express it
+  // -------------------------------------------------------------------------------
+  masked<gen::TrilBackward0>(
+      "TrilBackward0", [](auto& n, const Tensor& ones) { return at::tril(ones, n.diagonal.expect_int()); });
+  masked<gen::TriuBackward0>(
+      "TriuBackward0", [](auto& n, const Tensor& ones) { return at::triu(ones, n.diagonal.expect_int()); });
   {
     Rule rule;
     auto flip = [](Local& l, const Tangent& t) -> Tangents {

@@ -141,6 +141,7 @@ def _collect() -> Iterator[Scenario]:
 
 
 TABLE: tuple[Scenario, ...] = tuple(_collect())
-CASES: tuple[Case, ...] = tuple(
-    Case(s, layout) for s in TABLE for layout in LAYOUTS if compatible(s, layout)
-)
+CASES: dict[Scenario, list[Case]] = {
+    s: [Case(s, layout) for layout in LAYOUTS if compatible(s, layout) and layout not in s.skips]
+    for s in TABLE
+}

@@ -56,22 +56,39 @@ SCENARIOS = [
     with_number("number minus", "RsubBackward1", lambda x: 2 - x),
     with_number("mul Scalar", "MulBackward1", lambda x: aten.mul.Scalar(x, 3)),
     with_number("div Scalar", "DivBackward1", lambda x: aten.div.Scalar(x, 3)),
-    with_number("div Scalar mode", "DivBackward3", lambda x: aten.div.Scalar_mode(x, 3, rounding_mode=None)),
-    with_number("div Scalar floor", "DivBackward3", lambda x: aten.div.Scalar_mode(x, 3, rounding_mode="floor")),
+    with_number(
+        "div Scalar mode", "DivBackward3", lambda x: aten.div.Scalar_mode(x, 3, rounding_mode=None)
+    ),
+    with_number(
+        "div Scalar floor",
+        "DivBackward3",
+        lambda x: aten.div.Scalar_mode(x, 3, rounding_mode="floor"),
+    ),
     binary("lerp number", "LerpBackward0", lambda x, y: torch.lerp(x, y, 0.3), skips=ONE_DTYPE),
     with_number("fill Tensor", "FillBackward1", lambda x: torch.fill(x * 2, x.sum())),
     with_number("fill_ Tensor", "FillBackward3", lambda x: (x * 2).fill_(x.sum())),
     # ---- selection
     binary("where", "WhereBackward0", lambda x, y: torch.where(checkers(x + y), x, y)),
-    with_number("where number", "WhereBackward0", lambda x: torch.where(x > 0, x, 2.0), edges=(0, 1, NAN)),
-    with_number("masked_fill", "MaskedFillBackward0", lambda x: x.masked_fill(x > 0, 1.0), edges=(0, 1)),
-    with_number("masked_fill Tensor", "MaskedFillBackward1", lambda x: x.masked_fill(x > 0, x.sum())),
+    with_number(
+        "where number", "WhereBackward0", lambda x: torch.where(x > 0, x, 2.0), edges=(0, 1, NAN)
+    ),
+    with_number(
+        "masked_fill", "MaskedFillBackward0", lambda x: x.masked_fill(x > 0, 1.0), edges=(0, 1)
+    ),
+    with_number(
+        "masked_fill Tensor", "MaskedFillBackward1", lambda x: x.masked_fill(x > 0, x.sum())
+    ),
     binary("maximum", "MaximumBackward0", torch.maximum, edges=TIES),
     binary("minimum", "MinimumBackward0", torch.minimum, edges=TIES),
     binary("fmax", "FmaxBackward0", torch.fmax, edges=TIES),
     binary("fmin", "FminBackward0", torch.fmin, edges=TIES),
     several(
-        "clamp Tensor", "ClampBackward0", torch.clamp, (-3, 3), (-1.5, -0.5), (0.5, 1.5),
+        "clamp Tensor",
+        "ClampBackward0",
+        torch.clamp,
+        (-3, 3),
+        (-1.5, -0.5),
+        (0.5, 1.5),
         edges=[(0, 0, 1), (1, 0, 1), (0.5, 0, 1), (2, 0, 1), (-1, 0, 1), (0, 1, -1), (0, 0, 0)],
     ),
     binary("clamp Tensor below", "ClampBackward0", lambda x, y: x.clamp(min=y), edges=TIES[:3]),
@@ -84,30 +101,83 @@ SCENARIOS = [
     with_number("fmod number", "FmodBackward0", lambda x: torch.fmod(x, 0.7)),
     binary("fmod", "FmodBackward1", torch.fmod, REAL, POSITIVE, edges=[(-1, 0.3)]),
     binary("copysign", "CopysignBackward0", torch.copysign, edges=[(0, -1), (1, -0.0), (-1, 2)]),
-    with_number("copysign number", "CopysignBackward1", lambda x: torch.copysign(x, -1), edges=(0, 1)),
+    with_number(
+        "copysign number", "CopysignBackward1", lambda x: torch.copysign(x, -1), edges=(0, 1)
+    ),
     # ---- products and quotients
     binary("mul", "MulBackward0", torch.mul, edges=[(0, 0), (0, INF), (2, 3)]),
     with_number("mul number", "MulBackward0", lambda x: x * 3, edges=(0, INF)),
     with_number("mul by itself", "MulBackward0", lambda x: x * x, edges=(0,)),
-    with_number("mul integers", "MulBackward0", lambda x: x * torch.arange(1, x.numel() + 1).view(x.shape)),
-    binary("div", "DivBackward0", torch.div, REAL, POSITIVE, edges=[(1, 0), (0, 0), (0, 2), (2, INF)]),
+    with_number(
+        "mul integers", "MulBackward0", lambda x: x * torch.arange(1, x.numel() + 1).view(x.shape)
+    ),
+    binary(
+        "div", "DivBackward0", torch.div, REAL, POSITIVE, edges=[(1, 0), (0, 0), (0, 2), (2, INF)]
+    ),
     with_number("div by number", "DivBackward0", lambda x: x / 3, edges=(0,)),
     with_number("div by itself", "DivBackward0", lambda x: x / x, POSITIVE, edges=(0,)),
-    with_number("div number by", "DivBackward0", lambda x: torch.full_like(x, 2) / x, POSITIVE, edges=(-1,)),
-    with_number("div by integers", "DivBackward0", lambda x: x / torch.arange(3, x.numel() + 3).view(x.shape)),
-    binary("div mode", "DivBackward2", lambda x, y: torch.div(x, y, rounding_mode=None), REAL, POSITIVE),
-    binary("div floor", "DivBackward2", lambda x, y: torch.div(x, y, rounding_mode="floor"), AWAY, POSITIVE),
-    binary("div trunc", "DivBackward2", lambda x, y: torch.div(x, y, rounding_mode="trunc"), AWAY, POSITIVE),
-    several("addcmul", "AddcmulBackward0", lambda s, x, y: torch.addcmul(s, x, y, value=2), REAL, REAL, REAL),
+    with_number(
+        "div number by", "DivBackward0", lambda x: torch.full_like(x, 2) / x, POSITIVE, edges=(-1,)
+    ),
+    with_number(
+        "div by integers",
+        "DivBackward0",
+        lambda x: x / torch.arange(3, x.numel() + 3).view(x.shape),
+    ),
+    binary(
+        "div mode", "DivBackward2", lambda x, y: torch.div(x, y, rounding_mode=None), REAL, POSITIVE
+    ),
+    binary(
+        "div floor",
+        "DivBackward2",
+        lambda x, y: torch.div(x, y, rounding_mode="floor"),
+        AWAY,
+        POSITIVE,
+    ),
+    binary(
+        "div trunc",
+        "DivBackward2",
+        lambda x, y: torch.div(x, y, rounding_mode="trunc"),
+        AWAY,
+        POSITIVE,
+    ),
     several(
-        "addcdiv", "AddcdivBackward0", lambda s, x, y: torch.addcdiv(s, x, y, value=2), REAL, REAL, POSITIVE,
+        "addcmul",
+        "AddcmulBackward0",
+        lambda s, x, y: torch.addcmul(s, x, y, value=2),
+        REAL,
+        REAL,
+        REAL,
+    ),
+    several(
+        "addcdiv",
+        "AddcdivBackward0",
+        lambda s, x, y: torch.addcdiv(s, x, y, value=2),
+        REAL,
+        REAL,
+        POSITIVE,
         edges=[(1, 1, 0), (0, 0, 1)],
     ),
-    several("lerp", "LerpBackward1", torch.lerp, REAL, REAL, REAL, edges=[(0, 1, 0.5)], skips=ONE_DTYPE),
-    binary("prelu", "PreluKernelBackward0", aten._prelu_kernel, edges=[(0, 0.5), (-1, 0.5)], skips=ONE_DTYPE),
+    several(
+        "lerp", "LerpBackward1", torch.lerp, REAL, REAL, REAL, edges=[(0, 1, 0.5)], skips=ONE_DTYPE
+    ),
+    binary(
+        "prelu",
+        "PreluKernelBackward0",
+        aten._prelu_kernel,
+        edges=[(0, 0.5), (-1, 0.5)],
+        skips=ONE_DTYPE,
+    ),
     Scenario("prelu module", ("PreluKernelBackward0",), F.prelu, ((3, 4), (4,))),
     # ---- powers
-    binary("pow", "PowBackward1", torch.pow, POSITIVE, REAL, edges=[(0, 2), (0, 3), (0, 1), (1, 0), (0, -1), (-1, 2)]),
+    binary(
+        "pow",
+        "PowBackward1",
+        torch.pow,
+        POSITIVE,
+        REAL,
+        edges=[(0, 2), (0, 3), (0, 1), (1, 0), (0, -1), (-1, 2)],
+    ),
     with_number("pow of number", "PowBackward2", lambda x: 3**x, edges=(0, -INF)),
     with_number("pow of one", "PowBackward2", lambda x: 1**x, edges=(0,)),
     with_number("pow of zero", "PowBackward2", lambda x: 0**x, POSITIVE, edges=(0, 1)),
@@ -116,16 +186,40 @@ SCENARIOS = [
     binary("hypot", "HypotBackward0", torch.hypot, edges=[(0, 1), (0, 0), (3, 4)]),
     # ---- logarithms
     binary("xlogy", "XlogyBackward0", torch.xlogy, REAL, POSITIVE, edges=[(0, 1), (1, 0)]),
-    with_number("xlogy of number", "XlogyBackward1", lambda x: torch.xlogy(2, x), POSITIVE, edges=(0, 1)),
-    with_number("xlogy with number", "XlogyBackward2", lambda x: torch.xlogy(x, 3), edges=(0,)),
-    with_number("xlogy with zero", "XlogyBackward2", lambda x: torch.xlogy(x, 0), POSITIVE, edges=(0, 1)),
-    binary("xlog1py", "SpecialXlog1PyBackward0", torch.special.xlog1py, REAL, POSITIVE, edges=[(0, 0), (1, -1)]),
     with_number(
-        "xlog1py of number", "SpecialXlog1PyBackward1", lambda x: torch.special.xlog1py(2, x), POSITIVE, edges=(0, -1)
+        "xlogy of number", "XlogyBackward1", lambda x: torch.xlogy(2, x), POSITIVE, edges=(0, 1)
     ),
-    with_number("xlog1py with number", "SpecialXlog1PyBackward2", lambda x: torch.special.xlog1py(x, 3), edges=(0,)),
+    with_number("xlogy with number", "XlogyBackward2", lambda x: torch.xlogy(x, 3), edges=(0,)),
     with_number(
-        "xlog1py with minus one", "SpecialXlog1PyBackward2", lambda x: torch.special.xlog1py(x, -1), POSITIVE, (0, 1)
+        "xlogy with zero", "XlogyBackward2", lambda x: torch.xlogy(x, 0), POSITIVE, edges=(0, 1)
+    ),
+    binary(
+        "xlog1py",
+        "SpecialXlog1PyBackward0",
+        torch.special.xlog1py,
+        REAL,
+        POSITIVE,
+        edges=[(0, 0), (1, -1)],
+    ),
+    with_number(
+        "xlog1py of number",
+        "SpecialXlog1PyBackward1",
+        lambda x: torch.special.xlog1py(2, x),
+        POSITIVE,
+        edges=(0, -1),
+    ),
+    with_number(
+        "xlog1py with number",
+        "SpecialXlog1PyBackward2",
+        lambda x: torch.special.xlog1py(x, 3),
+        edges=(0,),
+    ),
+    with_number(
+        "xlog1py with minus one",
+        "SpecialXlog1PyBackward2",
+        lambda x: torch.special.xlog1py(x, -1),
+        POSITIVE,
+        (0, 1),
     ),
     binary("logaddexp", "LogaddexpBackward0", torch.logaddexp, edges=[(0, 0), (40, 0), (0, 800)]),
     binary("logaddexp2", "Logaddexp2Backward0", torch.logaddexp2, edges=[(0, 0), (40, 0)]),

@@ -122,7 +122,9 @@ SCENARIOS = [
     unary("relu6", "HardtanhBackward0", F.relu6, (-3, 9), edges=(0, 6)),
     unary("hardtanh", "HardtanhBackward0", F.hardtanh, edges=(-1, 1, 0, NAN)),
     unary("threshold", "ThresholdBackward0", lambda x: F.threshold(x, 0.3, 1), edges=(0.3, NAN)),
-    unary("threshold_", "ThresholdBackward1", lambda x: F.threshold_(x.clone(), 0.3, 1), edges=(0.3,)),
+    unary(
+        "threshold_", "ThresholdBackward1", lambda x: F.threshold_(x.clone(), 0.3, 1), edges=(0.3,)
+    ),
     unary("leaky_relu", "LeakyReluBackward0", F.leaky_relu, edges=(0, NAN)),
     unary("leaky_relu_", "LeakyReluBackward1", lambda x: F.leaky_relu_(x.clone(), 0.1), edges=(0,)),
     unary("rrelu", "RreluWithNoiseBackward0", F.rrelu, edges=(0,), skips=NO_HALF),
@@ -148,7 +150,11 @@ SCENARIOS = [
     unary("gelu", "GeluBackward0", F.gelu, WIDE, edges=(0,)),
     unary("gelu tanh", "GeluBackward0", lambda x: F.gelu(x, approximate="tanh"), WIDE, edges=(0,)),
     # ---- dropout
-    unary("native_dropout off", "NativeDropoutBackward0", lambda x: torch.native_dropout(x, 0.5, False)[0]),
+    unary(
+        "native_dropout off",
+        "NativeDropoutBackward0",
+        lambda x: torch.native_dropout(x, 0.5, False)[0],
+    ),
     unary("native_dropout", "NativeDropoutBackward0", lambda x: dropped(x)),
 ]
 

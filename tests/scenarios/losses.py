@@ -17,12 +17,23 @@ def ramp(x: torch.Tensor, low: float, high: float, *shape: int) -> torch.Tensor:
     return torch.linspace(low, high, n, dtype=x.dtype).reshape(shape)
 
 
-def per_reduction(node: str, name: str, fn: Loss, domains: tuple[Interval, ...] = (REAL,)) -> list[Scenario]:
+def per_reduction(
+    node: str, name: str, fn: Loss, domains: tuple[Interval, ...] = (REAL,)
+) -> list[Scenario]:
     table = [
-        Scenario(f"{name}, {how}", (node,), lambda x, t, how=how: fn(x, t, reduction=how), ((3, 4), (3, 4)), domains)
+        Scenario(
+            f"{name}, {how}",
+            (node,),
+            lambda x, t, how=how: fn(x, t, reduction=how),
+            ((3, 4), (3, 4)),
+            domains,
+        )
         for how in ("none", "mean", "sum")
     ]
-    return [*table, Scenario(f"{name} of a scalar", (node,), lambda x, t: fn(x, t), ((), ()), domains)]
+    return [
+        *table,
+        Scenario(f"{name} of a scalar", (node,), lambda x, t: fn(x, t), ((), ()), domains),
+    ]
 
 
 def soft_margin(x: torch.Tensor, t: torch.Tensor, reduction: str = "mean") -> torch.Tensor:
@@ -31,9 +42,17 @@ def soft_margin(x: torch.Tensor, t: torch.Tensor, reduction: str = "mean") -> to
 
 POINTWISE = (
     *per_reduction("MseLossBackward0", "mse_loss", F.mse_loss),
-    *per_reduction("SmoothL1LossBackward0", "smooth_l1_loss", lambda x, t, **k: F.smooth_l1_loss(x, t, beta=0.7, **k)),
-    *per_reduction("HuberLossBackward0", "huber_loss", lambda x, t, **k: F.huber_loss(x, t, delta=0.7, **k)),
-    *per_reduction("BinaryCrossEntropyBackward0", "binary_cross_entropy", F.binary_cross_entropy, (UNIT,)),
+    *per_reduction(
+        "SmoothL1LossBackward0",
+        "smooth_l1_loss",
+        lambda x, t, **k: F.smooth_l1_loss(x, t, beta=0.7, **k),
+    ),
+    *per_reduction(
+        "HuberLossBackward0", "huber_loss", lambda x, t, **k: F.huber_loss(x, t, delta=0.7, **k)
+    ),
+    *per_reduction(
+        "BinaryCrossEntropyBackward0", "binary_cross_entropy", F.binary_cross_entropy, (UNIT,)
+    ),
     *per_reduction(
         "BinaryCrossEntropyWithLogitsBackward0",
         "binary_cross_entropy_with_logits",
@@ -84,9 +103,18 @@ POINTWISE = (
         lambda x: F.binary_cross_entropy_with_logits(x * 400, torch.full_like(x, 0.3)),
     ),
     Scenario("l1_loss", ("AbsBackward0",), F.l1_loss, ((3, 4), (3, 4))),
-    Scenario("kl_div", ("MulBackward0",), lambda x, t: F.kl_div(x, t, reduction="batchmean"), ((3, 4), (3, 4)), (REAL, UNIT)),
     Scenario(
-        "kl_div of logarithms", ("ExpBackward0",), lambda x, t: F.kl_div(x, t, reduction="sum", log_target=True), ((3, 4), (3, 4))
+        "kl_div",
+        ("MulBackward0",),
+        lambda x, t: F.kl_div(x, t, reduction="batchmean"),
+        ((3, 4), (3, 4)),
+        (REAL, UNIT),
+    ),
+    Scenario(
+        "kl_div of logarithms",
+        ("ExpBackward0",),
+        lambda x, t: F.kl_div(x, t, reduction="sum", log_target=True),
+        ((3, 4), (3, 4)),
     ),
 )
 
@@ -124,13 +152,23 @@ CLASSES = (
             (", ignoring 0", {"weighted": True, "ignore_index": 0}),
         )
     ),
-    Scenario("nll_loss of 3 axes", ("NllLoss2DBackward0",), lambda x: F.nll_loss(x, classes(x)), ((2, 3, 3),)),
+    Scenario(
+        "nll_loss of 3 axes",
+        ("NllLoss2DBackward0",),
+        lambda x: F.nll_loss(x, classes(x)),
+        ((2, 3, 3),),
+    ),
     *(
         Scenario(
             f"cross_entropy, {how}, {smoothing}",
             ("NllLossBackward0", "LogSoftmaxBackward0"),
             lambda x, how=how, smoothing=smoothing: F.cross_entropy(
-                x, classes(x), weight=ramp(x, 0.5, 2.0, x.shape[1]), reduction=how, ignore_index=0, label_smoothing=smoothing
+                x,
+                classes(x),
+                weight=ramp(x, 0.5, 2.0, x.shape[1]),
+                reduction=how,
+                ignore_index=0,
+                label_smoothing=smoothing,
             ),
             ((4, 4),),
         )

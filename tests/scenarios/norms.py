@@ -30,7 +30,11 @@ LAYER = tuple(
         (", weighted", layer, ((4, 4), (4,))),
         (" with bias", layer, ((4, 4), (4,), (4,))),
         (" with bias only", lambda x, b: F.layer_norm(x, b.shape, None, b), ((4, 4), (4,))),
-        (" of two axes", lambda x, w, b: F.layer_norm(x, w.shape, w, b), ((2, 3, 3), (3, 3), (3, 3))),
+        (
+            " of two axes",
+            lambda x, w, b: F.layer_norm(x, w.shape, w, b),
+            ((2, 3, 3), (3, 3), (3, 3)),
+        ),
         (" of all axes", lambda x: F.layer_norm(x, x.shape), ((3, 4),)),
         (" of a vector", layer, ((4,), (4,), (4,))),
     )
@@ -52,10 +56,18 @@ BATCH = tuple(
         (", training", batch(True), ((4, 4),)),
         (", training, with bias", batch(True), ((3, 4, 4), (4,), (4,))),
         (", training, of images", batch(True), ((2, 2, 2, 2), (2,))),
-        (", training, no running statistics", lambda x: F.batch_norm(x, None, None, training=True), ((4, 4),)),
+        (
+            ", training, no running statistics",
+            lambda x: F.batch_norm(x, None, None, training=True),
+            ((4, 4),),
+        ),
         (", evaluation", batch(False), ((4, 4),)),
         (", evaluation, with bias", batch(False), ((3, 4, 4), (4,), (4,))),
-        (" as instance_norm", lambda x, w, b: F.instance_norm(x, None, None, w, b), ((2, 3, 3), (3,), (3,))),
+        (
+            " as instance_norm",
+            lambda x, w, b: F.instance_norm(x, None, None, w, b),
+            ((2, 3, 3), (3,), (3,)),
+        ),
     )
 )
 

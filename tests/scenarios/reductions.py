@@ -39,16 +39,37 @@ SUMS = (
     reduction("SumBackward1", "sum of no axes", lambda x: x.sum(()), shapes=((2, 3),)),
     reduction("SumBackward1", "sum of a scalar's axis", lambda x: x.sum(-1), shapes=((),)),
     reduction("SumBackward0", "sum to float64", lambda x: x.sum(dtype=torch.float64)),
-    reduction("NansumBackward0", "nansum", lambda x: (x / (x > 0)).nansum(1), edges=((float("nan"),),)),
-    reduction("NansumBackward0", "nansum of all", lambda x: torch.where(x > 0, x, torch.nan).nansum()),
+    reduction(
+        "NansumBackward0", "nansum", lambda x: (x / (x > 0)).nansum(1), edges=((float("nan"),),)
+    ),
+    reduction(
+        "NansumBackward0", "nansum of all", lambda x: torch.where(x > 0, x, torch.nan).nansum()
+    ),
     reduction("MeanBackward0", "mean", lambda x: x.mean()),
     reduction("MeanBackward1", "mean of axis 1", lambda x: x.mean(1)),
-    reduction("MeanBackward1", "mean of two axes, kept", lambda x: x.mean((-1, 0), keepdim=True), shapes=((2, 3, 4),)),
+    reduction(
+        "MeanBackward1",
+        "mean of two axes, kept",
+        lambda x: x.mean((-1, 0), keepdim=True),
+        shapes=((2, 3, 4),),
+    ),
     reduction("TraceBackward0", "trace", lambda x: x.trace()),
     reduction("LogsumexpBackward0", "logsumexp", lambda x: x.logsumexp(1)),
-    reduction("LogsumexpBackward0", "logsumexp of all, kept", lambda x: x.logsumexp((0, -1), keepdim=True)),
-    reduction("LogsumexpBackward0", "logsumexp of a scalar", lambda x: x.logsumexp(0), shapes=((),), edges=((-inf,), (inf,))),
-    reduction("LogsumexpBackward0", "logsumexp beside -inf", lambda x: torch.where(x > 1.5, -inf, x).logsumexp(1)),
+    reduction(
+        "LogsumexpBackward0", "logsumexp of all, kept", lambda x: x.logsumexp((0, -1), keepdim=True)
+    ),
+    reduction(
+        "LogsumexpBackward0",
+        "logsumexp of a scalar",
+        lambda x: x.logsumexp(0),
+        shapes=((),),
+        edges=((-inf,), (inf,)),
+    ),
+    reduction(
+        "LogsumexpBackward0",
+        "logsumexp beside -inf",
+        lambda x: torch.where(x > 1.5, -inf, x).logsumexp(1),
+    ),
 )
 
 
@@ -58,20 +79,31 @@ def norms() -> list[Scenario]:
         vector = torch.linalg.vector_norm
         table += [
             reduction("LinalgVectorNormBackward0", f"vector_norm {p}", lambda x, p=p: vector(x, p)),
-            reduction("LinalgVectorNormBackward0", f"vector_norm {p} of axis 0", lambda x, p=p: vector(x, p, dim=0)),
+            reduction(
+                "LinalgVectorNormBackward0",
+                f"vector_norm {p} of axis 0",
+                lambda x, p=p: vector(x, p, dim=0),
+            ),
             reduction(
                 "LinalgVectorNormBackward0",
                 f"vector_norm {p} of two axes, kept",
                 lambda x, p=p: vector(x, p, dim=(0, -1), keepdim=True),
                 shapes=((2, 3, 2),),
             ),
-            reduction("NormBackward0", f"aten norm {p}", lambda x, p=p: torch.ops.aten.norm.Scalar(x, p)),
+            reduction(
+                "NormBackward0", f"aten norm {p}", lambda x, p=p: torch.ops.aten.norm.Scalar(x, p)
+            ),
             reduction(
                 "NormBackward1",
                 f"aten norm {p} of axis -1",
                 lambda x, p=p: torch.ops.aten.norm.ScalarOpt_dim(x, p, [-1]),
             ),
-            Scenario(f"dist {p}", ("DistBackward0",), lambda x, y, p=p: torch.dist(x, y, p), ((3, 4), (3, 4))),
+            Scenario(
+                f"dist {p}",
+                ("DistBackward0",),
+                lambda x, y, p=p: torch.dist(x, y, p),
+                ((3, 4), (3, 4)),
+            ),
         ]
     for p in (2.0, 3.0, 4.0):
         table.append(
@@ -91,16 +123,41 @@ def norms() -> list[Scenario]:
             )
         )
     table += [
-        reduction("LinalgVectorNormBackward0", "vector_norm of a scalar", lambda x: torch.linalg.vector_norm(x), shapes=((),), edges=((0.0,),)),
-        reduction("LinalgVectorNormBackward0", "vector_norm to float64", lambda x: torch.linalg.vector_norm(x, dtype=torch.float64)),
-        reduction("LinalgVectorNormBackward0", "vector_norm inf, tied", lambda x: torch.linalg.vector_norm(tie(x), inf, dim=1)),
-        reduction("NormBackward2", "aten norm to float64", lambda x: torch.ops.aten.norm.ScalarOpt_dtype(x, 3, dtype=torch.float64)),
+        reduction(
+            "LinalgVectorNormBackward0",
+            "vector_norm of a scalar",
+            lambda x: torch.linalg.vector_norm(x),
+            shapes=((),),
+            edges=((0.0,),),
+        ),
+        reduction(
+            "LinalgVectorNormBackward0",
+            "vector_norm to float64",
+            lambda x: torch.linalg.vector_norm(x, dtype=torch.float64),
+        ),
+        reduction(
+            "LinalgVectorNormBackward0",
+            "vector_norm inf, tied",
+            lambda x: torch.linalg.vector_norm(tie(x), inf, dim=1),
+        ),
+        reduction(
+            "NormBackward2",
+            "aten norm to float64",
+            lambda x: torch.ops.aten.norm.ScalarOpt_dtype(x, 3, dtype=torch.float64),
+        ),
         reduction(
             "NormBackward3",
             "aten norm of axis 0 to float64",
-            lambda x: torch.ops.aten.norm.ScalarOpt_dim_dtype(x, None, [0], True, dtype=torch.float64),
+            lambda x: torch.ops.aten.norm.ScalarOpt_dim_dtype(
+                x, None, [0], True, dtype=torch.float64
+            ),
         ),
-        Scenario("dist, broadcast", ("DistBackward0",), lambda x, y: torch.dist(x[:, None], y, 3), ((3,), (3,))),
+        Scenario(
+            "dist, broadcast",
+            ("DistBackward0",),
+            lambda x, y: torch.dist(x[:, None], y, 3),
+            ((3,), (3,)),
+        ),
     ]
     return table
 
@@ -108,56 +165,109 @@ def norms() -> list[Scenario]:
 VARIANCES = (
     reduction("VarBackward0", "var", lambda x: x.var()),
     reduction("VarBackward0", "var of axis 0", lambda x: x.var(0)),
-    reduction("VarBackward0", "var uncorrected, kept", lambda x: x.var((0, 2), correction=0, keepdim=True), shapes=((2, 3, 4),)),
+    reduction(
+        "VarBackward0",
+        "var uncorrected, kept",
+        lambda x: x.var((0, 2), correction=0, keepdim=True),
+        shapes=((2, 3, 4),),
+    ),
     reduction("VarBackward0", "var of a constant", lambda x: (x - x.detach()).var(1)),
     reduction("StdBackward0", "std", lambda x: x.std(), skips={"expanded": ""}),
     reduction("StdBackward0", "std of axis 1", lambda x: x.std(-1)),
-    reduction("StdBackward0", "std corrected by 2", lambda x: x.std((0, 2), correction=2, keepdim=True), shapes=((2, 3, 4),)),
+    reduction(
+        "StdBackward0",
+        "std corrected by 2",
+        lambda x: x.std((0, 2), correction=2, keepdim=True),
+        shapes=((2, 3, 4),),
+    ),
     reduction("StdBackward0", "std of a constant", lambda x: (x - x.detach()).std(1)),
     reduction("VarMeanBackward0", "var_mean", lambda x: torch.var_mean(x)),
-    reduction("VarMeanBackward0", "var_mean of axis 1", lambda x: torch.var_mean(x, 1, keepdim=True)),
+    reduction(
+        "VarMeanBackward0", "var_mean of axis 1", lambda x: torch.var_mean(x, 1, keepdim=True)
+    ),
     reduction("VarMeanBackward0", "mean of var_mean", lambda x: torch.var_mean(x, 0)[1]),
     reduction("StdMeanBackward0", "std_mean", lambda x: torch.std_mean(x)),
-    reduction("StdMeanBackward0", "std_mean of axis 1", lambda x: torch.std_mean(x, 1, correction=0)),
+    reduction(
+        "StdMeanBackward0", "std_mean of axis 1", lambda x: torch.std_mean(x, 1, correction=0)
+    ),
     reduction("StdMeanBackward0", "std of std_mean", lambda x: torch.std_mean(x, -1)[0]),
 )
 
 
 def extrema() -> list[Scenario]:
     table = []
-    for name, whole, along in (("max", "MaxBackward1", "MaxBackward0"), ("min", "MinBackward1", "MinBackward0")):
+    for name, whole, along in (
+        ("max", "MaxBackward1", "MaxBackward0"),
+        ("min", "MinBackward1", "MinBackward0"),
+    ):
         op = getattr(torch, name)
         table += [
             reduction(whole, name, lambda x, op=op: op(x)),
             reduction(whole, f"{name}, tied", lambda x, op=op: op(tie(x))),
-            reduction(whole, f"{name} of a scalar", lambda x, op=op: op(x), shapes=((),), edges=((float("nan"),), (inf,))),
+            reduction(
+                whole,
+                f"{name} of a scalar",
+                lambda x, op=op: op(x),
+                shapes=((),),
+                edges=((float("nan"),), (inf,)),
+            ),
             reduction(along, f"{name} of axis 0", values(lambda x, op=op: op(x, 0))),
-            reduction(along, f"{name} of axis -1, tied, kept", values(lambda x, op=op: op(tie(x), -1, keepdim=True))),
-            reduction(along, f"{name} of a scalar's axis", values(lambda x, op=op: op(x, 0)), shapes=((),)),
+            reduction(
+                along,
+                f"{name} of axis -1, tied, kept",
+                values(lambda x, op=op: op(tie(x), -1, keepdim=True)),
+            ),
+            reduction(
+                along, f"{name} of a scalar's axis", values(lambda x, op=op: op(x, 0)), shapes=((),)
+            ),
         ]
     for name, node in (("amax", "AmaxBackward0"), ("amin", "AminBackward0")):
         op = getattr(torch, name)
         table += [
             reduction(node, name, lambda x, op=op: op(x)),
             reduction(node, f"{name} of axis 1, tied", lambda x, op=op: op(tie(x), 1)),
-            reduction(node, f"{name} of two axes, kept", lambda x, op=op: op(x, (0, -1), keepdim=True), shapes=((2, 3, 4),)),
+            reduction(
+                node,
+                f"{name} of two axes, kept",
+                lambda x, op=op: op(x, (0, -1), keepdim=True),
+                shapes=((2, 3, 4),),
+            ),
         ]
     return table + [
         reduction("AminmaxBackward0", "aminmax", lambda x: tuple(torch.aminmax(x))),
-        reduction("AminmaxBackward0", "aminmax of axis 1, tied", lambda x: tuple(torch.aminmax(tie(x), dim=-1))),
-        reduction("AminmaxBackward0", "max of aminmax", lambda x: torch.aminmax(x, dim=0, keepdim=True)[1]),
+        reduction(
+            "AminmaxBackward0",
+            "aminmax of axis 1, tied",
+            lambda x: tuple(torch.aminmax(tie(x), dim=-1)),
+        ),
+        reduction(
+            "AminmaxBackward0", "max of aminmax", lambda x: torch.aminmax(x, dim=0, keepdim=True)[1]
+        ),
         reduction("MedianBackward0", "median", lambda x: x.median()),
         reduction("MedianBackward0", "median, tied", lambda x: tie(x).median()),
         reduction("MedianBackward1", "median of axis 1", values(lambda x: x.median(1))),
-        reduction("NanmedianBackward0", "nanmedian", lambda x: torch.where(x > 1, torch.nan, x).nanmedian()),
+        reduction(
+            "NanmedianBackward0",
+            "nanmedian",
+            lambda x: torch.where(x > 1, torch.nan, x).nanmedian(),
+        ),
         reduction("NanmedianBackward1", "nanmedian of axis 1", values(lambda x: x.nanmedian(1))),
         reduction("ModeBackward0", "mode", values(lambda x: tie(x).mode(0, keepdim=True))),
         reduction("KthvalueBackward0", "kthvalue", values(lambda x: x.kthvalue(2, 1))),
         reduction("SortBackward0", "sort", values(lambda x: x.sort(0))),
         reduction("SortBackward0", "sort of a scalar", values(lambda x: x.sort(0)), shapes=((),)),
-        reduction("SortBackward1", "stable sort", values(lambda x: tie(x).sort(dim=-1, stable=True, descending=True))),
+        reduction(
+            "SortBackward1",
+            "stable sort",
+            values(lambda x: tie(x).sort(dim=-1, stable=True, descending=True)),
+        ),
         reduction("TopkBackward0", "topk", values(lambda x: x.topk(2, 0))),
-        reduction("TopkBackward0", "topk of the last axis", values(lambda x: x.topk(1)), shapes=((2, 3, 4),)),
+        reduction(
+            "TopkBackward0",
+            "topk of the last axis",
+            values(lambda x: x.topk(1)),
+            shapes=((2, 3, 4),),
+        ),
         reduction("CummaxBackward0", "cummax", values(lambda x: x.cummax(0))),
         reduction("CumminBackward0", "cummin, tied", values(lambda x: tie(x).cummin(-1))),
     ]
@@ -171,31 +281,84 @@ def products() -> list[Scenario]:
     for name, at in ZEROS.items():
         skips = {"non-contiguous": "the zeros are placed for one layout"} if at else {}
         table += [
-            reduction("ProdBackward0", f"prod, {name} zeros", lambda x, at=at: vanish(x, *at).prod(), skips=skips),
-            reduction("ProdBackward1", f"prod of axis 1, {name} zeros", lambda x, at=at: vanish(x, *at).prod(-1), skips=skips),
-            reduction("CumprodBackward0", f"cumprod, {name} zeros", lambda x, at=at: vanish(x, *at).cumprod(1), skips=skips),
+            reduction(
+                "ProdBackward0",
+                f"prod, {name} zeros",
+                lambda x, at=at: vanish(x, *at).prod(),
+                skips=skips,
+            ),
+            reduction(
+                "ProdBackward1",
+                f"prod of axis 1, {name} zeros",
+                lambda x, at=at: vanish(x, *at).prod(-1),
+                skips=skips,
+            ),
+            reduction(
+                "CumprodBackward0",
+                f"cumprod, {name} zeros",
+                lambda x, at=at: vanish(x, *at).cumprod(1),
+                skips=skips,
+            ),
         ]
     return table + [
-        reduction("ProdBackward0", "prod of a scalar", lambda x: x.prod(), shapes=((),), edges=((0.0,),)),
+        reduction(
+            "ProdBackward0", "prod of a scalar", lambda x: x.prod(), shapes=((),), edges=((0.0,),)
+        ),
         reduction("ProdBackward1", "prod of a scalar's axis", lambda x: x.prod(0), shapes=((),)),
-        reduction("ProdBackward1", "prod of axis 1 of 3, kept", lambda x: x.prod(1, keepdim=True), shapes=((2, 3, 4),)),
+        reduction(
+            "ProdBackward1",
+            "prod of axis 1 of 3, kept",
+            lambda x: x.prod(1, keepdim=True),
+            shapes=((2, 3, 4),),
+        ),
         reduction("ProdBackward0", "prod to float64", lambda x: x.prod(dtype=torch.float64)),
-        reduction("CumprodBackward0", "cumprod of axis 1 of 3", lambda x: x.cumprod(1), shapes=((2, 3, 2),)),
+        reduction(
+            "CumprodBackward0",
+            "cumprod of axis 1 of 3",
+            lambda x: x.cumprod(1),
+            shapes=((2, 3, 2),),
+        ),
         reduction("CumprodBackward0", "cumprod of a scalar", lambda x: x.cumprod(0), shapes=((),)),
     ]
 
 
 RUNNING = (
     reduction("CumsumBackward0", "cumsum", lambda x: x.cumsum(0)),
-    reduction("CumsumBackward0", "cumsum of axis 1 of 3", lambda x: x.cumsum(-2), shapes=((2, 3, 4),)),
+    reduction(
+        "CumsumBackward0", "cumsum of axis 1 of 3", lambda x: x.cumsum(-2), shapes=((2, 3, 4),)
+    ),
     reduction("CumsumBackward0", "cumsum of a scalar", lambda x: x.cumsum(0), shapes=((),)),
-    reduction("CumsumBackward0", "cumsum of a long axis", lambda x: x.repeat(100).cumsum(0)[::50], shapes=((4,),)),
+    reduction(
+        "CumsumBackward0",
+        "cumsum of a long axis",
+        lambda x: x.repeat(100).cumsum(0)[::50],
+        shapes=((4,),),
+    ),
     reduction("CumsumBackward0", "cumsum to float64", lambda x: x.cumsum(1, dtype=torch.float64)),
     reduction("LogcumsumexpBackward0", "logcumsumexp", lambda x: x.logcumsumexp(1)),
-    reduction("LogcumsumexpBackward0", "logcumsumexp of axis 1 of 3", lambda x: x.logcumsumexp(1), shapes=((2, 3, 2),)),
-    reduction("LogcumsumexpBackward0", "logcumsumexp of large numbers", lambda x: (x * 300).logcumsumexp(0)),
-    reduction("LogcumsumexpBackward0", "logcumsumexp of a scalar", lambda x: x.logcumsumexp(0), shapes=((),)),
-    reduction("LogcumsumexpBackward0", "logcumsumexp of positive", lambda x: x.log().logcumsumexp(0).exp(), domains=(POSITIVE,)),
+    reduction(
+        "LogcumsumexpBackward0",
+        "logcumsumexp of axis 1 of 3",
+        lambda x: x.logcumsumexp(1),
+        shapes=((2, 3, 2),),
+    ),
+    reduction(
+        "LogcumsumexpBackward0",
+        "logcumsumexp of large numbers",
+        lambda x: (x * 300).logcumsumexp(0),
+    ),
+    reduction(
+        "LogcumsumexpBackward0",
+        "logcumsumexp of a scalar",
+        lambda x: x.logcumsumexp(0),
+        shapes=((),),
+    ),
+    reduction(
+        "LogcumsumexpBackward0",
+        "logcumsumexp of positive",
+        lambda x: x.log().logcumsumexp(0).exp(),
+        domains=(POSITIVE,),
+    ),
 )
 
 SCENARIOS = (*SUMS, *norms(), *VARIANCES, *extrema(), *products(), *RUNNING)

@@ -1,0 +1,44 @@
+"""Convolution, which is bilinear in the image and the weights."""
+
+import torch.nn.functional as F
+
+from . import Scenario
+
+
+def convolution(name, fn, *shapes):
+    return Scenario(name, ("ConvolutionBackward0",), fn, shapes)
+
+
+IMAGE, WEIGHT, BIAS = (2, 2, 5, 4), (3, 2, 3, 2), (3,)
+
+SCENARIOS = (
+    convolution("conv2d", F.conv2d, IMAGE, WEIGHT),
+    convolution("conv2d with bias", F.conv2d, IMAGE, WEIGHT, BIAS),
+    convolution("conv2d, padded", lambda x, w: F.conv2d(x, w, padding=(1, 2)), IMAGE, WEIGHT),
+    convolution(
+        "conv2d, strided", lambda x, w, b: F.conv2d(x, w, b, stride=(2, 1)), IMAGE, WEIGHT, BIAS
+    ),
+    convolution("conv2d, dilated", lambda x, w: F.conv2d(x, w, dilation=(2, 1)), IMAGE, WEIGHT),
+    convolution(
+        "conv2d, padded to the same size",
+        lambda x, w: F.conv2d(x, w, padding="same"),
+        IMAGE,
+        (2, 2, 3, 3),
+    ),
+    convolution("conv2d of one image", F.conv2d, (2, 4, 4), (2, 2, 2, 2)),
+    convolution("conv2d of 1 by 1", F.conv2d, IMAGE, (3, 2, 1, 1)),
+    convolution(
+        "conv2d in groups", lambda x, w: F.conv2d(x, w, groups=2), (1, 4, 3, 3), (2, 2, 2, 2)
+    ),
+    convolution("conv1d", F.conv1d, (2, 2, 5), (3, 2, 2), BIAS),
+    convolution(
+        "conv1d, strided", lambda x, w: F.conv1d(x, w, stride=2, padding=1), (2, 2, 5), (3, 2, 3)
+    ),
+    convolution("conv3d", F.conv3d, (1, 2, 3, 3, 3), (2, 2, 2, 2, 2)),
+    convolution(
+        "conv_transpose2d",
+        lambda x, w: F.conv_transpose2d(x, w, stride=2),
+        (1, 2, 3, 3),
+        (2, 2, 2, 2),
+    ),
+)

@@ -1,0 +1,166 @@
+"""Shape ops, and ops in place on views."""
+
+import torch
+import torch.nn.functional as F
+
+from . import Scenario
+
+aten = torch.ops.aten
+
+
+def view(name, nodes, fn, *shapes, **kwargs):
+    """A scenario of values that only move; ``nodes`` is one name or several."""
+    nodes = (nodes,) if isinstance(nodes, str) else nodes
+    return Scenario(name, nodes, fn, shapes or ((3, 4),), **kwargs)
+
+
+def in_place(name, fn, *shapes, nodes=("torch::autograd::CopySlices",)):
+    """``fn(y, *others)`` changes y, a fresh contiguous value, through a view of it."""
+
+    def changed(x, *others):
+        y = x * 2.0
+        fn(y, *others)
+        return y
+
+    return Scenario(name, nodes, changed, shapes or ((3, 4),))
+
+
+RESHAPES = [
+    view("view", "ViewBackward0", lambda x: (x * 1.0).contiguous().view(2, -1)),
+    view("view of a scalar", "ViewBackward0", lambda x: x.view(1, 1), ()),
+    view("reshape of a transpose", "UnsafeViewBackward0", lambda x: x.t().reshape(2, 6)),
+    view("flatten", "ViewBackward0", lambda x: x.contiguous().flatten(1), (2, 3, 4)),
+    view(
+        "_reshape_alias",
+        "ReshapeAliasBackward0",
+        lambda x: aten._reshape_alias((x * 1.0).contiguous(), (6, 2), (2, 1)),
+    ),
+    view("_reshape_copy", "ReshapeCopyBackward0", lambda x: aten._reshape_copy(x, (6, 2))),
+    view(
+        "view_copy", "ViewBackward0_copy", lambda x: aten.view_copy((x * 1.0).contiguous(), (6, 2))
+    ),
+    view(
+        "_reshape_alias_copy",
+        "ReshapeAliasBackward0_copy",
+        lambda x: aten._reshape_alias_copy((x * 1.0).contiguous(), (6, 2), (2, 1)),
+    ),
+    view("squeeze", "SqueezeBackward0", lambda x: x.squeeze(), (1, 3, 1)),
+    view("squeeze axis", "SqueezeBackward1", lambda x: x.squeeze(-1), (2, 3, 1)),
+    view("squeeze an axis that stays", "SqueezeBackward1", lambda x: x.squeeze(0), (2, 3)),
+    view("squeeze axes", "SqueezeBackward2", lambda x: x.squeeze((0, -1)), (1, 3, 1)),
+    view("squeeze_", "SqueezeBackward3", lambda x: (x * 1.0).squeeze_(), (1, 3, 1)),
+    view("squeeze_ axis", "SqueezeBackward4", lambda x: (x * 1.0).squeeze_(0), (1, 3)),
+    view("squeeze_ axes", "SqueezeBackward5", lambda x: (x * 1.0).squeeze_((0, 2)), (1, 3, 1)),
+    view("unsqueeze", "UnsqueezeBackward0", lambda x: x.unsqueeze(-2)),
+    view("unsqueeze of a scalar", "UnsqueezeBackward0", lambda x: x.unsqueeze(0), ()),
+    view("unsqueeze_", "UnsqueezeBackward1", lambda x: (x * 1.0).unsqueeze_(1)),
+    view("clone", "CloneBackward0", lambda x: x.clone()),
+    view("contiguous", "CloneBackward0", lambda x: x.mT.contiguous()),
+    view(
+        "to another dtype",
+        "ToCopyBackward0",
+        lambda x: (
+            x.to(torch.complex64 if x.is_complex() else torch.float64)
+            if x.dtype != torch.float64
+            else x.to(torch.float64, copy=True)
+        ),
+    ),
+    view("alias", "AliasBackward0", lambda x: aten.alias(x)),
+    view("lift_fresh", "LiftFreshBackward0", lambda x: aten.lift_fresh(x * 1.0)),
+]
+
+STRIDED = [
+    view("permute", "PermuteBackward0", lambda x: x.permute(-1, 0, 1), (2, 3, 4)),
+    view("movedim", "PermuteBackward0", lambda x: x.movedim(0, 2), (2, 3, 4)),
+    view("transpose", "TransposeBackward0", lambda x: x.transpose(0, -1), (2, 3, 4)),
+    view("transpose of a scalar", "TransposeBackward0", lambda x: x.transpose(0, -1), ()),
+    view("transpose_", "TransposeBackward1", lambda x: (x * 1.0).transpose_(0, 1)),
+    view("mT", "TransposeBackward0", lambda x: x.mT, (2, 3, 4)),
+    view("t", "TBackward0", lambda x: x.t()),
+    view("t of a vector", "TBackward0", lambda x: x.t(), (3,)),
+    view("t_", "TBackward1", lambda x: (x * 1.0).t_()),
+    view("select", "SelectBackward0", lambda x: x.select(1, -2)),
+    view("select of a vector", "SelectBackward0", lambda x: x[2], (4,)),
+    view("slice", "SliceBackward0", lambda x: x[:, 1:-1]),
+    view("slice with a step", "SliceBackward0", lambda x: x[::2, 1::3], (5, 7)),
+    view("slice beyond the end", "SliceBackward0", lambda x: x[1:100]),
+    view("slice of nothing", "SliceBackward0", lambda x: x[2:1]),
+    view("narrow", "SliceBackward0", lambda x: x.narrow(-1, 1, 2)),
+    view("overlapping unfold", "UnfoldBackward0", lambda x: x.unfold(0, 3, 2), (7, 2)),
+    view("unfold", "UnfoldBackward0", lambda x: x.unfold(-1, 2, 2)),
+    view("unfold of a scalar", "UnfoldBackward0", lambda x: x.unfold(0, 1, 1), ()),
+    view("diagonal", "DiagonalBackward0", lambda x: x.diagonal()),
+    view("diagonal above", "DiagonalBackward0", lambda x: x.diagonal(1, 0, 2), (3, 2, 4)),
+    view("diagonal below", "DiagonalBackward0", lambda x: x.diagonal(-1)),
+    view("diagonal beyond", "DiagonalBackward0", lambda x: x.diagonal(7)),
+    view("expand", "ExpandBackward0", lambda x: x.expand(2, 3, 4), (3, 1)),
+    view("expand of a scalar", "ExpandBackward0", lambda x: x.expand(3), ()),
+    view("expand to nothing", "ExpandBackward0", lambda x: x.expand(0, 3), (1, 3)),
+    view("expand_copy", "ExpandBackward0_copy", lambda x: aten.expand_copy(x, (2, 3, 4)), (3, 1)),
+    view(
+        "as_strided",
+        "AsStridedBackward0",
+        lambda x: (x * 1.0).contiguous().as_strided((2, 3), (4, 1), 2),
+    ),
+    view(
+        "as_strided, overlapping",
+        "AsStridedBackward0",
+        lambda x: (x * 1.0).contiguous().as_strided((4, 3), (1, 1)),
+        (6,),
+    ),
+    view(
+        "as_strided of a transpose",
+        "AsStridedBackward0",
+        lambda x: (x * 1.0).contiguous().t().as_strided((2, 3), (1, 4)),
+    ),
+]
+
+BLOCKS = [
+    view("pad", "ConstantPadNdBackward0", lambda x: F.pad(x, (1, 2))),
+    view("pad two axes", "ConstantPadNdBackward0", lambda x: F.pad(x, (0, 1, 2, 0), value=3.0)),
+    view("pad that crops", "ConstantPadNdBackward0", lambda x: F.pad(x, (-1, 2, 1, -2))),
+    view("pad that crops all", "ConstantPadNdBackward0", lambda x: F.pad(x, (-4, 1))),
+    view("roll", "RollBackward0", lambda x: x.roll(1, 0)),
+    view("roll two axes", "RollBackward0", lambda x: x.roll((-1, 2), (0, 1))),
+    view("roll one axis twice", "RollBackward0", lambda x: x.roll((1, 2), (1, 1))),
+    view("roll flat", "RollBackward0", lambda x: x.roll(5)),
+    view("roll by nothing", "RollBackward0", lambda x: x.roll(0, 1)),
+    view("repeat", "RepeatBackward0", lambda x: x.repeat(2, 1, 3), (2, 3)),
+    view("repeat never", "RepeatBackward0", lambda x: x.repeat(0, 2), (3,)),
+    view("tril", "TrilBackward0", lambda x: x.tril()),
+    view("tril above", "TrilBackward0", lambda x: x.tril(1), (2, 3, 3)),
+    view("triu", "TriuBackward0", lambda x: x.triu()),
+    view("triu below", "TriuBackward0", lambda x: x.triu(-1), (2, 3, 3)),
+    view("flip", "FlipBackward0", lambda x: x.flip(0, -1)),
+    view("flip one axis", "FlipBackward0", lambda x: x.flip(1)),
+]
+
+IN_PLACE = [
+    in_place("mul_ of a row", lambda y: y[1].mul_(3)),
+    in_place("mul_ of a column by a tensor", lambda y, z: y[:, 1].mul_(z), (3, 4), (3,)),
+    in_place("exp_ of a slice", lambda y: y[:, ::2].exp_()),
+    in_place("add_ to a transpose", lambda y, z: y.t().add_(z, alpha=2), (3, 4), (4, 1)),
+    in_place("sin_ of a diagonal", lambda y: y.diagonal().sin_(), (3, 3)),
+    in_place("an element assigned", lambda y, z: y[0].copy_(z.sin()), (3,), ()),
+    in_place("a row assigned", lambda y, z: y[1].copy_(z), (3, 4), (4,)),
+    in_place("a row zeroed", lambda y: y[1].zero_()),
+    in_place("a slice broadcast into", lambda y, z: y[:, 1:3].copy_(z * z), (3, 4), (3, 1)),
+    in_place("a row filled", lambda y, z: y[1].fill_(z), (3, 4), ()),
+    in_place("two views changed", lambda y: (y[0].mul_(3), y[:, 2].exp_())),
+    in_place("a view of a view changed", lambda y: y[1:].t()[0].mul_(5)),
+    in_place("mul_", lambda y, z: y.mul_(z), (3, 4), (4,), nodes=("MulBackward0",)),
+    in_place("exp_", lambda y: y.exp_(), nodes=("ExpBackward0",)),
+    in_place("add_ broadcast", lambda y, z: y.add_(z), (3, 4), (4,), nodes=("AddBackward0",)),
+    in_place(
+        "copy_", lambda y, z: y.copy_(z), (3, 4), (3, 4), nodes=("torch::autograd::CopyBackwards",)
+    ),
+    in_place(
+        "copy_ broadcast",
+        lambda y, z: y.copy_(z),
+        (3, 4),
+        (4,),
+        nodes=("torch::autograd::CopyBackwards",),
+    ),
+]
+
+SCENARIOS = (*RESHAPES, *STRIDED, *BLOCKS, *IN_PLACE)
