@@ -7,16 +7,10 @@
 #include "compat.h"
 #include "rule.h"
 
-#include <stdexcept>
 #include <string>
 #include <vector>
 
 namespace hesse {
-
-// The graph itself is beyond the engine: the caller decides what to do instead. what() is the reason.
-struct Unsupported : std::runtime_error {
-  using std::runtime_error::runtime_error;
-};
 
 struct Slot {
   Shape shape;

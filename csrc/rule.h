@@ -12,12 +12,18 @@
 #include "verbs.h"
 
 #include <functional>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
 namespace hesse {
 
 using Tangents = std::vector<Tangent>;
+
+// The graph itself is beyond the engine: the caller decides what to do instead. what() is the reason.
+struct Unsupported : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
 
 // A value-sized factor alpha * c; c undefined: 1. Factor{} is the constant one.
 struct Factor {

@@ -201,6 +201,20 @@ class Once(torch.autograd.Function):
         return 3 * g * x**2
 
 
+class Detached(torch.autograd.Function):
+    """Its backward hides from autograd, which then takes the gradient for a constant."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x**3
+
+    @staticmethod
+    def backward(ctx, g):
+        (x,) = ctx.saved_tensors
+        return (3 * g * x**2).detach()
+
+
 class NoGradient(torch.autograd.Function):
     """Returns no gradient at all for one of its inputs."""
 
@@ -244,6 +258,7 @@ FUNCTIONS = {
         (Crooked.apply(x * x, x[0].exp()) + x.sin().sum()) * x.prod()
     ),
     "a backward that is differentiable once": lambda x: Once.apply(x).sum(),
+    "a backward that detaches": lambda x: Detached.apply(x).sum() * x.prod(),
     "a backward without a gradient": lambda x: NoGradient.apply(x.sin(), x.exp()).pow(2).sum(),
     "saved tensors moved by a hook": saved_on_cpu,
     "an embedding": embedded,

@@ -4,8 +4,8 @@ For y = f(x) with Jacobian J, linearized with the cotangent gy:
 
     push(dx) = J dx        pull(dgy) = J' dgy        hvp(dx) = d(J' gy) . dx
 
-A wrong sign in f'' passes the symmetry law and breaks every composition: only the local law of ``hvp``
-names the row.
+A wrong sign in f'' passes the symmetry law and breaks every composition: only the local law of
+``hvp`` names the row.
 """
 
 import functools
@@ -20,7 +20,7 @@ DIRECTIONS = 2
 ZERO = torch.zeros((), dtype=torch.float64)
 
 
-# ---- what torch says -------------------------------------------------------------------------------
+# ---- what torch says -----------------------------------------------------------------------------
 
 
 def stock_pull(ys, xs, gys, create_graph=False):
@@ -52,11 +52,11 @@ def stock_curve(ys, xs, gys, dxs):
     return stock_vjp(stock_pull(ys, xs, gys, create_graph=True), xs, dxs)
 
 
-# ---- the points at which the laws are tested ---------------------------------------------------------
+# ---- the points at which the laws are tested -----------------------------------------------------
 
 
 class Point:
-    """A case evaluated: by the op itself, and in float64 by the reference that torch differentiates."""
+    """A case evaluated: by the op, and in float64 by the reference that torch differentiates."""
 
     def __init__(self, case: Case):
         from hesse import _C
@@ -86,10 +86,10 @@ def outputs(ys):
 
 
 def random_like(t, *leading):
-    return torch.randn(*leading, *t.shape, dtype=torch.float64).to(t.dtype)
+    return torch.randn((*leading, *t.shape), dtype=torch.float64).to(t.dtype)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def point(case: Case) -> Point:
     torch.manual_seed(0)
     return Point(case)
@@ -130,7 +130,7 @@ def each(rows):
 every_scenario = pytest.mark.parametrize("scenario", TABLE, ids=lambda s: s.name)
 
 
-# ---- the table ---------------------------------------------------------------------------------------
+# ---- the table -----------------------------------------------------------------------------------
 
 
 def test_every_native_rule_has_a_scenario():
@@ -159,7 +159,7 @@ def test_a_rule_runs_natively(scenario):
     assert report["autograd_ops"] == {}
 
 
-# ---- the laws ----------------------------------------------------------------------------------------
+# ---- the laws ------------------------------------------------------------------------------------
 
 
 @each_layout
@@ -193,11 +193,11 @@ def test_curve_is_symmetric(p, tolerance):
     torch.testing.assert_close(inner(u, hv), inner(v, hu), **tolerance)
 
 
-# ---- compositions --------------------------------------------------------------------------------------
+# ---- compositions --------------------------------------------------------------------------------
 
 
 def composition(scenario: Scenario, fn):
-    """f(x) = sum(sin(op(u(x))) * w), where u keeps the value of x and has first and second derivative 1."""
+    """f(x) = sum(sin(op(u(x))) * w), where u(x) = x in value, with u' = u'' = 1."""
 
     def f(*xs):
         ys = fn(*(x.detach() + torch.expm1(x - x.detach()) for x in xs))
@@ -253,7 +253,7 @@ def test_the_hessian_of_a_composition_can_be_differentiated(scenario):
         torch.testing.assert_close(mine, theirs, rtol=1e-7, atol=1e-9)
 
 
-# ---- edges of the domain ---------------------------------------------------------------------------------
+# ---- edges of the domain -------------------------------------------------------------------------
 
 
 def at_edge(scenario, numbers):

@@ -16,11 +16,11 @@ void activations() {
   // ---- piecewise linear -----------------------------------------------------------------------------------
   elementwise_linear<gen::ReluBackward0>(
       "ReluBackward0", [](auto& n, Local& l) { l.first[0] = mask(l, l.unpack(n.result_) != 0); });
-  const auto threshold = [](auto& n, const Tensor& x) {
-    return at::threshold_backward(at::ones_like(x), x, n.threshold);
+  const auto threshold = [](auto& n, Local& l) {
+    l.first[0] = mask(l, at::logical_not(l.unpack(n.self_) <= n.threshold));
   };
-  unary_linear<gen::ThresholdBackward0>("ThresholdBackward0", self, threshold);
-  unary_linear<gen::ThresholdBackward1>("ThresholdBackward1", self, threshold);
+  elementwise_linear<gen::ThresholdBackward0>("ThresholdBackward0", threshold);
+  elementwise_linear<gen::ThresholdBackward1>("ThresholdBackward1", threshold);
   // The sign of y is that of x: PyTorch refuses a negative slope in place.
   const auto leaky = [](auto& n, const Tensor& x) {
     return at::leaky_relu_backward(at::ones_like(x), x, n.negative_slope, false);
@@ -35,18 +35,18 @@ void activations() {
     const Tensor noise = n.noise_.unpack();
     return at::rrelu_with_noise_backward(at::ones_like(y), y, noise, n.lower, n.upper, n.training, true);
   });
-  unary_linear<gen::HardtanhBackward0>("HardtanhBackward0", self, [](auto& n, const Tensor& x) {
-    return at::hardtanh_backward(at::ones_like(x), x, n.min_val, n.max_val);
+  elementwise_linear<gen::HardtanhBackward0>("HardtanhBackward0", [](auto& n, Local& l) {
+    const Tensor x = l.unpack(n.self_);
+    l.first[0] = mask(l, at::logical_or(x <= n.min_val, x >= n.max_val).logical_not());
   });
-  unary_linear<gen::HardsigmoidBackward0>("HardsigmoidBackward0", self, [](auto&, const Tensor& x) {
-    return at::hardsigmoid_backward(at::ones_like(x), x);
+  elementwise_linear<gen::HardsigmoidBackward0>("HardsigmoidBackward0", [](auto& n, Local& l) {
+    l.first[0] = times(1.0F / 6.0F, mask(l, l.unpack(n.self_).abs() < 3));  // the op's constant is a float
   });
-  unary_linear<gen::HardshrinkBackward0>("HardshrinkBackward0", self, [](auto& n, const Tensor& x) {
-    return at::hardshrink_backward(at::ones_like(x), x, n.lambd);
-  });
-  unary_linear<gen::SoftshrinkBackward0>("SoftshrinkBackward0", self, [](auto& n, const Tensor& x) {
-    return at::softshrink_backward(at::ones_like(x), x, n.lambd);
-  });
+  const auto shrink = [](auto& n, Local& l) {
+    l.first[0] = mask(l, at::logical_not(l.unpack(n.self_).abs() <= n.lambd));
+  };
+  elementwise_linear<gen::HardshrinkBackward0>("HardshrinkBackward0", shrink);
+  elementwise_linear<gen::SoftshrinkBackward0>("SoftshrinkBackward0", shrink);
 
   // ---- piecewise smooth -----------------------------------------------------------------------------------
   unary<gen::HardswishBackward0>(

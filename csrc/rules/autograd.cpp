@@ -31,9 +31,9 @@ namespace {
 using torch::autograd::variable_list;
 using Key = std::pair<Node*, uint32_t>;
 
+// What such a node means is for plain autograd to say: a constant gradient, or an error of its own.
 [[noreturn]] void not_twice_differentiable(const Node& node, const std::string& why) {
-  TORCH_CHECK(false, "hesse: ", node.name(), " is not twice differentiable: ", why,
-              ". Use an op with a differentiable backward, or give hesse a rule for it.");
+  throw Unsupported(node.name() + " is not twice differentiable: " + why);
 }
 
 variable_list call(Node& node, variable_list grads) {

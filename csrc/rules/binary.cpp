@@ -156,6 +156,9 @@ void binary() {
     l.first[0] = 1.0;
     if (l.active[1]) l.first[1] = times(-1, at::div(l.unpack(n.self_), l.unpack(n.other_), "trunc"));
   });
+  elementwise_linear<gen::NextafterBackward0>("NextafterBackward0", [](auto& n, Local& l) {
+    if (l.active[0]) l.first[0] = mask(l, l.unpack(n.self_) != l.unpack(n.other_));
+  });
   const auto copysign = [](auto& n, Local& l) {
     if (!l.active[0]) return;
     const Tensor x = l.unpack(n.self_);
@@ -230,22 +233,22 @@ void binary() {
         if (both(l, 0, 2)) mixed(l, 0, 2, -1.0);
         if (both(l, 1, 2)) mixed(l, 1, 2, 1.0);
       });
-  // x where x >= 0, else w x
+  // x where x > 0, else w x; at 0, PyTorch takes the slope of the one side, the curvature of the other.
   elementwise<gen::PreluKernelBackward0>(
       "PreluKernelBackward0",
       [](auto& n, Local& l) {
-        const Tensor x = l.unpack(n.self_), negative = (x >= 0).logical_not();
-        l.saved = {negative};
-        if (l.active[0]) l.first[0] = at::where(negative, l.unpack(n.weight_), 1);
-        if (l.active[1]) l.first[1] = at::where(negative, x, 0);
+        const Tensor x = l.unpack(n.self_), positive = x > 0;
+        l.saved = {x};
+        if (l.active[0]) l.first[0] = at::where(positive, 1, l.unpack(n.weight_));
+        if (l.active[1]) l.first[1] = at::where(positive, 0, x);
       },
       [](auto&, Local& l) {
-        if (both(l, 0, 1)) mixed(l, 0, 1, mask(l, l.saved[0]));
+        if (both(l, 0, 1)) mixed(l, 0, 1, mask(l, l.saved[0] < 0));
       });
 
   // ---- powers ---------------------------------------------------------------------------------------------
-  // y = x^p. With L = log x, y_x = p x^(p-1), y_p = y L. Where x^(p-1) is infinite and p is 0, and where x is
-  // 0 and p is not negative, PyTorch takes the limits: 0.
+  // y = x^p. With L = log x, y_x = p x^(p-1), y_p = y L, and likewise once more. Where such a product is 0
+  // times infinity it is 0, its limit.
   elementwise<gen::PowBackward1>(
       "PowBackward1",
       [](auto& n, Local& l) {
@@ -263,11 +266,14 @@ void binary() {
       [](auto&, Local& l) {
         const Tensor &x = l.saved[0], &p = l.saved[1], &power = l.saved[2], &log = l.saved[3];
         if (l.active[0]) {
-          const Tensor scale = p * (p - 1);
-          l.second[0] = (scale * x.pow(p - 2)).masked_fill(scale == 0, 0);
+          const Tensor weight = p * (p - 1);
+          l.second[0] = (weight * x.pow(p - 2)).masked_fill(weight == 0, 0);
         }
-        if (both(l, 0, 1)) mixed(l, 0, 1, at::addcmul(power, l.first[0].c, log));
         if (l.active[1]) l.second[3] = l.first[1].c * log;
+        if (both(l, 0, 1)) {
+          const Tensor f = power * at::add(p * x.log(), 1);
+          mixed(l, 0, 1, f.masked_fill(at::logical_and(x == 0, p > 1), 0));
+        }
       });
   elementwise<gen::PowBackward2>(
       "PowBackward2",
@@ -285,12 +291,12 @@ void binary() {
       });
 
   // ---- angles and lengths ---------------------------------------------------------------------------------
-  // atan2(y, x), with c = x / r^2, s = y / r^2.
+  // atan2(y, x), with c = x / r^2, s = y / r^2, and 0 at the origin.
   elementwise<gen::Atan2Backward0>(
       "Atan2Backward0",
       [](auto& n, Local& l) {
         const Tensor y = operand(l, n.self_), x = operand(l, n.other_);
-        const Tensor r = at::addcmul(x * x, y, y).reciprocal();
+        const Tensor r2 = at::addcmul(x * x, y, y), r = r2.reciprocal().masked_fill(r2 == 0, 0);
         l.saved = {x * r, y * r};
         if (l.active[0]) l.first[0] = l.saved[0];
         if (l.active[1]) l.first[1] = times(-1, l.saved[1]);
@@ -301,20 +307,26 @@ void binary() {
         if (l.active[1]) l.second[3] = times(2, cs);
         if (both(l, 0, 1)) mixed(l, 0, 1, at::addcmul(s * s, c, c, -1));
       });
-  // h = hypot(x, y), with u = x / h, v = y / h: u^2 + v^2 = 1.
+  // h = hypot(x, y), with u = x / h, v = y / h: u^2 + v^2 = 1. Only active inputs are saved.
   elementwise<gen::HypotBackward0>(
       "HypotBackward0",
       [](auto& n, Local& l) {
-        const Tensor h = l.unpack(n.result_), u = operand(l, n.self_) / h, v = operand(l, n.other_) / h;
-        l.saved = {h, u, v};
-        if (l.active[0]) l.first[0] = u;
-        if (l.active[1]) l.first[1] = v;
+        const Tensor h = l.unpack(n.result_);
+        l.saved = {h};
+        if (l.active[0]) l.first[0] = operand(l, n.self_) / h;
+        if (l.active[1]) l.first[1] = operand(l, n.other_) / h;
       },
       [](auto&, Local& l) {
-        const Tensor &h = l.saved[0], &u = l.saved[1], &v = l.saved[2];
-        if (l.active[0]) l.second[0] = v * v / h;
-        if (l.active[1]) l.second[3] = u * u / h;
-        if (both(l, 0, 1)) mixed(l, 0, 1, times(-1, u * v / h));
+        const Tensor &h = l.saved[0], &u = l.first[0].c, &v = l.first[1].c;
+        if (both(l, 0, 1)) {
+          l.second[0] = v * v / h;
+          l.second[3] = u * u / h;
+          mixed(l, 0, 1, times(-1, u * v / h));
+        } else if (l.active[0]) {
+          l.second[0] = at::rsub(u * u, 1) / h;
+        } else {
+          l.second[3] = at::rsub(v * v, 1) / h;
+        }
       });
 
   // ---- logarithms -----------------------------------------------------------------------------------------

@@ -61,9 +61,14 @@ void elementwise() {
   elementwise_linear<gen::Rad2DegBackward0>("Rad2DegBackward0", constant(180 / pi));
 
   // ---- zero on purpose ------------------------------------------------------------------------------------
-  for (const char* name :
-       {"CeilBackward0", "FloorBackward0", "RoundBackward0", "RoundBackward1", "TruncBackward0",
-        "SgnBackward0", "SignBackward0", "ZeroBackward0", "FillBackward0", "FillBackward2"}) {
+  for (const char* name : {
+           "CeilBackward0", "FloorBackward0", "RoundBackward0", "RoundBackward1", "TruncBackward0", "SgnBackward0",
+           "SignBackward0", "AngleBackward0", "ZeroBackward0", "FillBackward0", "FillBackward2",
+           // random numbers
+           "BernoulliBackward0", "BernoulliBackward1", "BernoulliBackward2", "CauchyBackward0",
+           "ExponentialBackward0", "GeometricBackward0", "LogNormalBackward0", "NormalBackward0",
+           "NormalBackward1", "NormalBackward2", "NormalBackward3", "PoissonBackward0", "RandomBackward0",
+           "RandomBackward1", "RandomBackward2", "UniformBackward0"}) {
     zero(name);
   }
 
@@ -144,15 +149,15 @@ void elementwise() {
       "LogitBackward0",
       [](auto& n, Local& l) {
         const Tensor x = l.unpack(n.self_);
-        l.saved = {x};
         const double low = n.eps.value_or(0.0),
                      outside = n.eps ? 0.0 : std::numeric_limits<double>::quiet_NaN();
         const Tensor inside = at::logical_and(x >= low, x <= 1 - low);
+        l.saved = {x, inside};
         l.first[0] = at::where(inside, (x * at::rsub(x, 1)).reciprocal(), outside);
       },
       [](auto&, Local& l) {
         const Tensor& d = l.first[0].c;
-        l.second[0] = at::sub(l.saved[0] * 2, 1) * d * d;
+        l.second[0] = at::where(l.saved[1], at::sub(l.saved[0] * 2, 1) * d * d, 0);
       });
   unary<gen::SpecialEntrBackward0>(
       "SpecialEntrBackward0", self, [](auto&, const Tensor& x) { return times(-1, x.log() + 1); },

@@ -241,7 +241,6 @@ void norms() {
         return live(x, l.unpack(n.result1_), l.unpack(n.result2_), at);
       });
   batch_norm<gen::NativeBatchNormBackward0>("NativeBatchNormBackward0");
-  batch_norm<gen::CudnnBatchNormBackward0>("CudnnBatchNormBackward0");
   batch_norm<gen::NativeBatchNormLegitBackward0>("NativeBatchNormLegitBackward0");
   batch_norm<gen::NativeBatchNormLegitBackward1>("NativeBatchNormLegitBackward1");
   batch_norm<gen::NativeBatchNormLegitNoTrainingBackward0>("NativeBatchNormLegitNoTrainingBackward0");

@@ -25,7 +25,8 @@ void pooling() {
       auto& n = node<N>(l);
       return {map_rows(dx[0], l.out_shape[0], [&](const Tensor& rows) {
         return on_images(rows, l.in_shape[0], l.out_shape[0], [&](const Tensor& x) {
-          return at::avg_pool2d(x, n.kernel_size, n.stride, n.padding, n.ceil_mode, n.count_include_pad);
+          return at::avg_pool2d(x, n.kernel_size, n.stride, n.padding, n.ceil_mode, n.count_include_pad,
+                                n.divisor_override);
         });
       })};
     };
@@ -36,7 +37,7 @@ void pooling() {
           Shape images(l.in_shape[0].end() - 3, l.in_shape[0].end());
           images.insert(images.begin(), g.size(0));
           return at::avg_pool2d_backward(g, at::empty(images, g.options()), n.kernel_size, n.stride,
-                                         n.padding, n.ceil_mode, n.count_include_pad, std::nullopt);
+                                         n.padding, n.ceil_mode, n.count_include_pad, n.divisor_override);
         });
       })};
     };

@@ -114,22 +114,6 @@ void products() {
   added_product<gen::AddbmmBackward0>("AddbmmBackward0", {"bmp", "bpq", "mq"}, [](auto& n, Local& l) {
     return Pair{l.unpack(n.batch1_), l.unpack(n.batch2_)};
   });
-
-  // ---- linear: any number of leading axes, optional bias
-  // -------------------------------------------------------
-  bilinear<gen::LinearBackward0>(
-      "LinearBackward0",
-      [](auto&, Local& l) {
-        Bilinear p;
-        const size_t lead = l.out_shape[0].size() - 1;
-        for (size_t d = 0; d < lead; ++d) p.a += static_cast<char>('A' + d);
-        p.out = p.a + "o";
-        p.a += "i";
-        p.b = "oi";
-        p.ic = l.inputs() > 2 && l.active[2] ? 2 : -1;
-        return p;
-      },
-      [](auto& n, Local& l) { return Pair{l.unpack(n.input_), l.unpack(n.weight_)}; });
 }
 
 }  // namespace hesse::rules

@@ -1,8 +1,8 @@
 """One table of scenarios drives the tests of every rule.
 
-A scenario is an op, the autograd nodes it must exercise, and the inputs to try it on. Each module of
-this package lists those of one family as ``SCENARIOS``: to add a family, add a file. What is the same
-for all of them (layouts, dtypes, which inputs are active) is derived here, as *layouts*.
+A scenario is an op, the autograd nodes it must exercise, and the inputs to try it on. Each module
+of this package lists those of one family as ``SCENARIOS``: to add a family, add a file. What is
+the same for all of them (layouts, dtypes, which inputs are active) is derived here, as *layouts*.
 """
 
 import importlib
@@ -24,14 +24,14 @@ class Scenario:
 
     Args:
         name: of the test, unique in the table.
-        nodes: autograd nodes with a native rule that this scenario names, such as ``"MulBackward0"``.
-        fn: ``fn(*inputs) -> Tensor`` or tuple of them. Constants it needs, it makes from its inputs.
+        nodes: autograd nodes with a native rule that it exercises, such as ``"MulBackward0"``.
+        fn: ``fn(*inputs) -> Tensor`` or tuple of them. It makes constants from its inputs.
         shapes: of the inputs, float64 unless the layout says otherwise.
         domains: one interval per input that its values are drawn from; a single one is for all.
         elementwise: takes inputs of any shape, with broadcasting: more layouts apply.
         edges: points (one number per input) at which value, gradient and Hessian must be torch's,
             infinities and NaN included.
-        reference: the same function written so that torch can differentiate it twice; ``fn`` if None.
+        reference: the same function, such that torch differentiates it twice; ``fn`` if None.
         skips: layout -> the reason why it does not apply.
     """
 

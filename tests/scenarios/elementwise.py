@@ -12,11 +12,12 @@ WIDE: Interval = (-5.0, 5.0)
 
 INF = float("inf")
 NAN = float("nan")
+ONE_SIXTH = torch.tensor(1 / 6, dtype=torch.float32).item()  # as torch has it, in any dtype
 NO_HALF = {"float16": "PyTorch has no float16 kernel for it on CPU"}
 
 
-def unary(name, node, fn, domain=REAL, edges=(), skips=None):
-    """A scenario of one input; ``edges`` are numbers."""
+def unary(name, node, fn, domain=REAL, edges=(), skips=None, mended=(), reference=None):
+    """A scenario of one input; ``edges`` are numbers, ``mended`` pairs of a number and f''."""
     return Scenario(
         name,
         (node,),
@@ -24,6 +25,8 @@ def unary(name, node, fn, domain=REAL, edges=(), skips=None):
         domains=(domain,),
         elementwise=True,
         edges=tuple((float(e),) for e in edges),
+        mended=tuple(((float(e),), ((float(h),),)) for e, h in mended),
+        reference=reference,
         skips=skips or {},
     )
 
@@ -46,9 +49,29 @@ SCENARIOS = [
     unary("trunc", "TruncBackward0", torch.trunc, edges=(0, 1)),
     unary("sgn", "SgnBackward0", torch.sgn, edges=(0,)),
     unary("sign", "SignBackward0", torch.sign, edges=(0,)),
+    unary("angle", "AngleBackward0", torch.angle, edges=(0,)),
     unary("zero_", "ZeroBackward0", lambda x: x.clone().zero_()),
     unary("fill", "FillBackward0", lambda x: torch.fill(x, 2.0)),
     unary("fill_", "FillBackward2", lambda x: x.clone().fill_(2.0)),
+    # ---- random numbers: zero on purpose too
+    unary("bernoulli", "BernoulliBackward0", torch.bernoulli, UNIT),
+    unary(
+        "bernoulli_ Tensor", "BernoulliBackward1", lambda x: x.clone().bernoulli_(x.detach()), UNIT
+    ),
+    unary("bernoulli_", "BernoulliBackward2", lambda x: x.clone().bernoulli_()),
+    unary("cauchy_", "CauchyBackward0", lambda x: x.clone().cauchy_()),
+    unary("exponential_", "ExponentialBackward0", lambda x: x.clone().exponential_()),
+    unary("geometric_", "GeometricBackward0", lambda x: x.clone().geometric_(0.5)),
+    unary("log_normal_", "LogNormalBackward0", lambda x: x.clone().log_normal_()),
+    unary("normal_", "NormalBackward0", lambda x: x.clone().normal_()),
+    unary("normal of mean", "NormalBackward1", lambda x: torch.normal(x, 1.0)),
+    unary("normal of deviation", "NormalBackward2", lambda x: torch.normal(0.0, x), POSITIVE),
+    unary("normal of both", "NormalBackward3", lambda x: torch.normal(x, x), POSITIVE),
+    unary("poisson", "PoissonBackward0", torch.poisson, POSITIVE),
+    unary("random_ between", "RandomBackward0", lambda x: x.clone().random_(1, 5)),
+    unary("random_ to", "RandomBackward1", lambda x: x.clone().random_(5)),
+    unary("random_", "RandomBackward2", lambda x: x.clone().random_()),
+    unary("uniform_", "UniformBackward0", lambda x: x.clone().uniform_()),
     # ---- piecewise linear
     unary("abs", "AbsBackward0", torch.abs, edges=(0, -0.0, -1, INF)),
     unary("nan_to_num", "NanToNumBackward0", torch.nan_to_num, edges=(NAN, INF, -INF, 1)),
@@ -81,8 +104,17 @@ SCENARIOS = [
     unary("log2", "Log2Backward0", torch.log2, POSITIVE, edges=(0, 1)),
     unary("log10", "Log10Backward0", torch.log10, POSITIVE, edges=(0, 1)),
     unary("log1p", "Log1PBackward0", torch.log1p, OPEN, edges=(0, -1, -2)),
-    unary("logit", "LogitBackward0", torch.logit, UNIT, edges=(0, 1, 0.5, 2)),
-    unary("logit eps", "LogitBackward0", lambda x: torch.logit(x, 0.3), (0, 1), edges=(0, 1, 0.3)),
+    unary(
+        "logit", "LogitBackward0", torch.logit, UNIT, edges=(0.5, 2), mended=((0, -INF), (1, INF))
+    ),
+    unary(
+        "logit eps",
+        "LogitBackward0",
+        lambda x: torch.logit(x, 0.3),
+        (0, 1),
+        edges=(0.3, 0.7, 0.1),
+        mended=((0, 0), (1, 0)),
+    ),
     unary("entr", "SpecialEntrBackward0", torch.special.entr, POSITIVE, edges=(0, 1, -1)),
     # ---- trigonometric
     unary("sin", "SinBackward0", torch.sin, WIDE, edges=(0, INF)),
@@ -129,7 +161,14 @@ SCENARIOS = [
     unary("leaky_relu_", "LeakyReluBackward1", lambda x: F.leaky_relu_(x.clone(), 0.1), edges=(0,)),
     unary("rrelu", "RreluWithNoiseBackward0", F.rrelu, edges=(0,), skips=NO_HALF),
     unary("rrelu_", "RreluWithNoiseBackward1", lambda x: F.rrelu_(x.clone()), REAL, (0,), NO_HALF),
-    unary("hardsigmoid", "HardsigmoidBackward0", F.hardsigmoid, WIDE, edges=(-3, 3, 0)),
+    unary(
+        "hardsigmoid",
+        "HardsigmoidBackward0",
+        F.hardsigmoid,
+        WIDE,
+        edges=(-3, 3, 0),
+        reference=lambda x: F.relu6(x + 3) * ONE_SIXTH,  # its own backward has no derivative
+    ),
     unary("hardshrink", "HardshrinkBackward0", F.hardshrink, edges=(-0.5, 0.5, 0)),
     unary("softshrink", "SoftshrinkBackward0", F.softshrink, edges=(-0.5, 0.5, 0)),
     # ---- piecewise smooth activations

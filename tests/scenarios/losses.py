@@ -134,7 +134,10 @@ def nll(node: str, case: str, shape: tuple[int, ...], **kwargs) -> Scenario:
             options["weight"] = ramp(x, 0.5, 2.0, x.shape[0 if x.dim() == 1 else 1])
         return F.nll_loss(x, classes(x), **options)
 
-    return Scenario(f"nll_loss{case}", (node,), fn, (shape,))
+    # torch's own backward wants a contiguous x.
+    return Scenario(
+        f"nll_loss{case}", (node,), fn, (shape,), reference=lambda x: fn(x.contiguous())
+    )
 
 
 CLASSES = (

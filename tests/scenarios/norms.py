@@ -1,74 +1,204 @@
-"""Normalisation layers."""
+"""Normalisation layers.
+
+The references are written out: from the third derivative on torch takes the statistics that its
+layers save for constants, and is wrong.
+"""
 
 import torch
 import torch.nn.functional as F
 
 from . import Scenario
 
-
-def bend(y: torch.Tensor) -> torch.Tensor:
-    """Gives each element a slope of its own: the sum of a normalised row is constant."""
-    return y * torch.linspace(0.5, 2.0, y.numel(), dtype=y.dtype).reshape(y.shape)
+EPS = 1e-3
 
 
-def layer(x: torch.Tensor, *parameters: torch.Tensor) -> torch.Tensor:
-    return F.layer_norm(x, (parameters or (x,))[0].shape[-1:], *parameters)
+def normalised(x: torch.Tensor, axes: tuple[int, ...]) -> torch.Tensor:
+    return (x - x.mean(axes, True)) * (x.var(axes, correction=0, keepdim=True) + EPS).rsqrt()
 
 
-def batch(training: bool):
-    def fn(x: torch.Tensor, *parameters: torch.Tensor) -> torch.Tensor:
-        running = torch.linspace(0.5, 1.5, x.shape[1], dtype=x.dtype)
-        return F.batch_norm(x, running.clone(), running.clone(), *parameters, training=training)
+def affine(h: torch.Tensor, w: torch.Tensor | None, b: torch.Tensor | None) -> torch.Tensor:
+    h = h if w is None else h * w
+    return h if b is None else h + b
 
-    return fn
+
+def per_channel(p: torch.Tensor | None, x: torch.Tensor) -> torch.Tensor | None:
+    return p if p is None else p.reshape(-1, *[1] * (x.dim() - 2))
+
+
+# ---- over the last axes --------------------------------------------------------------------------
+
+
+def layer(axes: int = 1, bias_only: bool = False):
+    def arrange(x, w=None, b=None):
+        w, b = (None, w) if bias_only else (w, b)
+        return x, x.shape[x.dim() - axes :], w, b
+
+    def fn(*inputs):
+        return F.layer_norm(*arrange(*inputs), EPS)
+
+    def reference(*inputs):
+        x, shape, w, b = arrange(*inputs)
+        return affine(normalised(x, tuple(range(-len(shape), 0))), w, b)
+
+    return fn, reference
+
+
+def rms(x: torch.Tensor, w: torch.Tensor | None = None) -> torch.Tensor:
+    return torch.ops.aten._fused_rms_norm(x, x.shape[-1:], w, EPS)[0]
+
+
+def rms_reference(x: torch.Tensor, w: torch.Tensor | None = None) -> torch.Tensor:
+    return affine(x * (x.square().mean(-1, True) + EPS).rsqrt(), w, None)
 
 
 LAYER = tuple(
-    Scenario(f"layer_norm{case}", ("NativeLayerNormBackward0",), fn, shapes)
-    for case, fn, shapes in (
-        ("", layer, ((4, 4),)),
-        (", weighted", layer, ((4, 4), (4,))),
-        (" with bias", layer, ((4, 4), (4,), (4,))),
-        (" with bias only", lambda x, b: F.layer_norm(x, b.shape, None, b), ((4, 4), (4,))),
-        (
-            " of two axes",
-            lambda x, w, b: F.layer_norm(x, w.shape, w, b),
-            ((2, 3, 3), (3, 3), (3, 3)),
-        ),
-        (" of all axes", lambda x: F.layer_norm(x, x.shape), ((3, 4),)),
-        (" of a vector", layer, ((4,), (4,), (4,))),
+    Scenario(f"layer_norm{case}", ("NativeLayerNormBackward0",), fn, shapes, reference=reference)
+    for case, (fn, reference), shapes in (
+        ("", layer(), ((4, 4),)),
+        (", weighted", layer(), ((4, 4), (4,))),
+        (" with bias", layer(), ((4, 4), (4,), (4,))),
+        (" with bias only", layer(bias_only=True), ((4, 4), (4,))),
+        (" of two axes", layer(2), ((2, 3, 3), (3, 3), (3, 3))),
+        (" of all axes", layer(2), ((4, 4), (4, 4))),
+        (" of a vector", layer(), ((4,), (4,), (4,))),
+        (" of one element", layer(), ((3, 1),)),
     )
 )
 
-GROUP = tuple(
-    Scenario(f"group_norm{case}", ("NativeGroupNormBackward0",), fn, shapes)
-    for case, fn, shapes in (
-        ("", lambda x: F.group_norm(x, 2), ((2, 4, 4),)),
-        (" with bias", lambda x, w, b: F.group_norm(x, 2, w, b), ((2, 4, 4), (4,), (4,))),
-        (" of images", lambda x, w: F.group_norm(x, 1, w), ((2, 2, 3, 3), (2,))),
-        (" of vectors", lambda x, w: F.group_norm(x, 2, w), ((4, 4), (4,))),
+RMS = tuple(
+    Scenario(f"rms_norm{case}", ("FusedRmsNormBackward0",), rms, shapes, reference=rms_reference)
+    for case, shapes in (
+        ("", ((4, 4),)),
+        (", weighted", ((4, 4), (4,))),
+        (" of a vector", ((4,), (4,))),
     )
 )
 
+
+# ---- over groups of channels ---------------------------------------------------------------------
+
+
+def group(groups: int):
+    def fn(x, w=None, b=None):
+        return F.group_norm(x, groups, w, b, EPS)
+
+    def reference(x, w=None, b=None):
+        h = normalised(x.reshape(x.shape[0], groups, -1), (-1,)).reshape(x.shape)
+        return affine(h, per_channel(w, x), per_channel(b, x))
+
+    return fn, reference
+
+
+def group_statistics(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    return torch.native_group_norm(x, None, None, x.shape[0], x.shape[1], x.shape[2], 2, EPS)
+
+
+def group_statistics_reference(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    g = x.reshape(x.shape[0], 2, -1)
+    return (
+        normalised(g, (-1,)).reshape(x.shape),
+        g.mean(-1),
+        (g.var(-1, correction=0) + EPS).rsqrt(),
+    )
+
+
+GROUP = (
+    *(
+        Scenario(
+            f"group_norm{case}", ("NativeGroupNormBackward0",), fn, shapes, reference=reference
+        )
+        for case, (fn, reference), shapes in (
+            ("", group(2), ((2, 4, 4),)),
+            (" with bias", group(2), ((2, 4, 4), (4,), (4,))),
+            (" of images", group(1), ((2, 2, 3, 3), (2,))),
+            (" of vectors", group(2), ((8, 8), (8,))),
+        )
+    ),
+    Scenario(
+        "group_norm and its statistics",
+        ("NativeGroupNormBackward0",),
+        group_statistics,
+        ((2, 4, 4),),
+        reference=group_statistics_reference,
+        skips={"create_graph": "torch's own backward of the statistics takes them for constants"},
+    ),
+)
+
+
+# ---- over the batch ------------------------------------------------------------------------------
+
+
+def running(x: torch.Tensor) -> torch.Tensor:
+    return torch.linspace(0.5, 1.5, x.shape[1], dtype=x.dtype)
+
+
+def batch(training: bool, op=None):
+    def fn(x, w=None, b=None):
+        mean, var = running(x), running(x).flip(0)
+        if op:
+            return op(x, w, b, mean, var)
+        return F.batch_norm(x, mean, var, w, b, training=training, eps=EPS)
+
+    def reference(x, w=None, b=None):
+        if training:
+            h = normalised(x, (0, *range(2, x.dim())))
+        else:
+            mean, var = per_channel(running(x), x), per_channel(running(x).flip(0), x)
+            h = (x - mean) * (var + EPS).rsqrt()
+        return affine(h, per_channel(w, x), per_channel(b, x))
+
+    return fn, reference
+
+
+def instance_reference(x: torch.Tensor, w: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    return affine(normalised(x, (-1,)), per_channel(w, x), per_channel(b, x))
+
+
+aten = torch.ops.aten
+LEGIT = aten._native_batch_norm_legit
 BATCH = tuple(
-    Scenario(f"batch_norm{case}", ("NativeBatchNormBackward0",), fn, shapes)
-    for case, fn, shapes in (
-        (", training", batch(True), ((4, 4),)),
-        (", training, with bias", batch(True), ((3, 4, 4), (4,), (4,))),
-        (", training, of images", batch(True), ((2, 2, 2, 2), (2,))),
+    Scenario(f"batch_norm{case}", (node,), fn, shapes, reference=reference)
+    for case, node, (fn, reference), shapes in (
+        (", training", "NativeBatchNormBackward0", batch(True), ((4, 4),)),
+        (", training, with bias", "NativeBatchNormBackward0", batch(True), ((3, 4, 4), (4,), (4,))),
+        (", training, of images", "NativeBatchNormBackward0", batch(True), ((2, 2, 2, 2), (2,))),
+        (", evaluation", "NativeBatchNormBackward0", batch(False), ((4, 4),)),
         (
-            ", training, no running statistics",
-            lambda x: F.batch_norm(x, None, None, training=True),
-            ((4, 4),),
+            ", evaluation, with bias",
+            "NativeBatchNormBackward0",
+            batch(False),
+            ((3, 4, 4), (4,), (4,)),
         ),
-        (", evaluation", batch(False), ((4, 4),)),
-        (", evaluation, with bias", batch(False), ((3, 4, 4), (4,), (4,))),
         (
             " as instance_norm",
-            lambda x, w, b: F.instance_norm(x, None, None, w, b),
+            "NativeBatchNormBackward0",
+            (lambda x, w, b: F.instance_norm(x, None, None, w, b, eps=EPS), instance_reference),
             ((2, 3, 3), (3,), (3,)),
+        ),
+        (
+            ", aten's for export",
+            "NativeBatchNormLegitBackward0",
+            batch(True, lambda x, w, b, mean, var: LEGIT(x, w, b, mean, var, True, 0.1, EPS)[0]),
+            ((4, 4), (4,)),
+        ),
+        (
+            ", aten's for export, no running statistics",
+            "NativeBatchNormLegitBackward1",
+            batch(True, lambda x, w, b, mean, var: LEGIT.no_stats(x, w, b, True, 0.1, EPS)[0]),
+            ((4, 4), (4,)),
+        ),
+        (
+            ", aten's for export, evaluation",
+            "NativeBatchNormLegitNoTrainingBackward0",
+            batch(
+                False,
+                lambda x, w, b, mean, var: aten._native_batch_norm_legit_no_training(
+                    x, w, b, mean, var, 0.1, EPS
+                )[0],
+            ),
+            ((4, 4), (4,)),
         ),
     )
 )
 
-SCENARIOS = (*LAYER, *GROUP, *BATCH)
+SCENARIOS = (*LAYER, *RMS, *GROUP, *BATCH)

@@ -1,0 +1,303 @@
+"""Structure, by counts and never by a clock.
+
+What a sweep costs is known exactly: the elements of all factors that depend on the seed, and the matrix
+products that carry seeds. Each problem here has a structure that its shapes alone give away; the counts
+show that it was found, and the result that it was true.
+"""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.autograd.functional import hessian as stock
+
+import hesse
+
+pytestmark = pytest.mark.ours
+f64 = torch.float64
+
+
+def randn(*shape):
+    return torch.randn(*shape, dtype=f64)
+
+
+def explained(f, *xs):
+    """The report of a Hessian that agrees with stock's."""
+    inputs = xs[0] if len(xs) == 1 else xs
+    report = hesse.explain(f, inputs)
+    assert report.fallback is None
+    torch.testing.assert_close(hesse.hessian(f, inputs), stock(f, inputs), rtol=1e-9, atol=1e-10)
+    return report
+
+
+def all_native(report):
+    return not report.autograd_ops and not report.densified
+
+
+# ---- chains and grids ------------------------------------------------------------------------------
+
+
+def rosenbrock(x):
+    return (100 * (x[1:] - x[:-1] ** 2) ** 2 + (1 - x[:-1]) ** 2).sum()
+
+
+def beam(x):
+    return ((x[2:] - 2 * x[1:-1] + x[:-2]) ** 2 + torch.cos(x[1:-1])).sum()
+
+
+def neighbours(x):
+    return (x[1:] * x[:-1]).exp().sum() + torch.sin(x).sum()
+
+
+def every_other(x):
+    return (x[::2] * x[1::2]).tanh().sum() + (x[:-2] - x[2:]).pow(4).sum()
+
+
+def ring(x):
+    return (1 + (x - x.roll(1)).square()).log().sum()
+
+
+def parts(x):
+    a, b = x.chunk(2)
+    return (torch.cat([a.exp() * b, b.sin()]) * x).sum()
+
+
+CHAINS = [rosenbrock, beam, neighbours, every_other, ring, parts]
+
+
+@pytest.mark.parametrize("f", CHAINS, ids=lambda f: f.__name__)
+def test_a_chain_costs_as_many_elements_as_it_has_links(f):
+    small, large = (explained(f, randn(n)) for n in (40, 160))
+    assert all_native(large) and large.gemms == 0
+    assert large.core_elements <= 8 * 160
+    assert large.widest_bytes <= 8 * 8 * 160
+    assert large.widest_terms == small.widest_terms <= 8
+
+
+@pytest.mark.parametrize("f", CHAINS, ids=lambda f: f.__name__)
+def test_a_chain_cut_into_chunks_stays_a_chain(f):
+    x = randn(40)
+    torch.testing.assert_close(hesse.hessian(f, x, chunk_size=7), stock(f, x))
+    assert hesse.explain(f, x, chunk_size=7).core_elements <= 8 * 40
+
+
+def total_variation(x):
+    down, right = x[1:, :-1] - x[:-1, :-1], x[:-1, 1:] - x[:-1, :-1]
+    return (1e-2 + down**2 + right**2).sqrt().sum()
+
+
+def lattice(x):
+    return ((x[1:] - x[:-1]) ** 4).sum() + ((x[:, 1:] - x[:, :-1]) ** 4).sum() + x.cos().sum()
+
+
+@pytest.mark.parametrize("f", [total_variation, lattice], ids=lambda f: f.__name__)
+def test_a_grid_costs_as_many_elements_as_it_has_points(f):
+    report = explained(f, randn(9, 11))
+    assert all_native(report) and report.gemms == 0
+    assert report.core_elements <= 8 * 99
+
+
+# ---- samples and blocks ----------------------------------------------------------------------------
+
+
+def per_sample(n, width):
+    w1, b1, w2, w3 = randn(width, n), randn(width), randn(width, width) / width, randn(1, width)
+
+    def f(x):
+        h = torch.tanh(F.linear(x, w1, b1))
+        return F.linear(torch.tanh(F.linear(h, w2)), w3).sum()
+
+    return f
+
+
+@pytest.mark.parametrize("n, width", [(4, 6), (8, 6), (4, 12)])
+def test_samples_that_do_not_meet_stay_apart(n, width):
+    f = per_sample(n, width)
+    small, large = (explained(f, randn(batch, n)) for batch in (8, 24))
+    assert all_native(large)
+    assert large.core_elements == 3 * small.core_elements  # not 9: linear in the batch
+    assert large.flops == 3 * small.flops
+    assert large.core_elements <= 8 * 24 * n * max(n, width)
+    # One layer from the inputs costs nothing; the second goes forward and back, the first back.
+    assert large.gemms <= 4
+
+
+BLOCKS = {
+    "matrices": lambda x: torch.bmm(x[:, :, None] * x[:, None], x[..., None]).exp().sum(),
+    "products": lambda x: x.prod(1).sum(),
+    "log-sum-exp": lambda x: x.logsumexp(-1).sum(),
+    "softmax": lambda x: (x.softmax(-1) * torch.arange(4)).square().sum(),
+    "norms": lambda x: (1 + x.square().sum(1)).sqrt().sum(),
+    "layer norm": lambda x: F.layer_norm(x, (4,)).pow(3).sum(),
+    "losses": lambda x: F.cross_entropy(x, torch.arange(24) % 4),
+}
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_a_block_diagonal_hessian_costs_its_blocks(name):
+    report = explained(BLOCKS[name], randn(24, 4) / 2)
+    assert all_native(report)
+    assert report.core_elements <= 6 * 24 * 4 * 4  # one dense tangent alone has 4 times as many
+    assert report.widest_bytes <= 8 * 6 * 24 * 4 * 4
+
+
+# ---- pairs -----------------------------------------------------------------------------------------
+
+
+def lennard_jones(x):
+    d = x[:, None] - x[None, :]
+    r2 = (d * d).sum(-1) + torch.eye(len(x), dtype=x.dtype)
+    i6 = r2**-3
+    return (4 * (i6 * i6 - i6)).triu(1).sum()
+
+
+def gravity(x):
+    d = x.unsqueeze(0) - x.unsqueeze(1)
+    return (0.1 + d.pow(2).sum(2)).rsqrt().sum()
+
+
+@pytest.mark.parametrize("f", [lennard_jones, gravity], ids=lambda f: f.__name__)
+def test_energies_of_pairs_cost_a_block_a_pair(f):
+    for n, d in ((12, 3), (24, 3), (12, 2)):
+        report = explained(f, 2 * randn(n, d))
+        assert all_native(report)
+        assert report.core_elements <= 4 * n**2 * d**2
+        assert report.flops <= 16 * n**2 * d**2
+        # A dense tangent of the distances alone would hold n^3 d^2 elements.
+        assert report.widest_bytes <= 8 * 4 * n**2 * d**2
+
+
+# ---- products --------------------------------------------------------------------------------------
+
+ROWS, COLUMNS = 50, 7
+
+
+def design():
+    x = randn(ROWS, COLUMNS)
+    return x, (torch.rand(ROWS) > 0.5).to(f64)
+
+
+GLMS = {
+    "logistic": lambda w, x, t: F.binary_cross_entropy_with_logits(x @ w, t),
+    "logistic, by softplus": lambda w, x, t: F.softplus((1 - 2 * t) * (x @ w)).mean(),
+    "logistic, by a log of a sigmoid": lambda w, x, t: -F.logsigmoid((2 * t - 1) * (x @ w)).sum(),
+    "logistic, by hand": lambda w, x, t: torch.log1p(torch.exp(-(2 * t - 1) * (x @ w))).sum(),
+    "logistic, by probabilities": lambda w, x, t: F.binary_cross_entropy(torch.sigmoid(x @ w), t),
+    "poisson": lambda w, x, t: ((x @ w).exp() - t * (x @ w)).mean(),
+    "least squares": lambda w, x, t: F.mse_loss(x @ w, t),
+    "least squares with a ridge": lambda w, x, t: F.mse_loss(x @ w, t) + 0.1 * w.square().sum(),
+    "robust": lambda w, x, t: F.huber_loss(x @ w, t),
+    "a linear layer": lambda w, x, t: F.softplus(F.linear(x, w[None])).mean(),
+}
+
+
+@pytest.mark.parametrize("name", GLMS)
+def test_a_generalised_linear_model_costs_one_product(name):
+    x, t = design()
+    report = explained(lambda w: GLMS[name](w, x, t), randn(COLUMNS))
+    assert all_native(report)
+    assert report.gemms == 1
+    assert report.flops <= 2 * 2 * ROWS * COLUMNS**2
+    assert report.core_elements <= 2 * (ROWS * COLUMNS + COLUMNS**2)
+
+
+def test_a_first_linear_layer_costs_no_product():
+    a, w = randn(6), randn(3, 6)
+    # Where nothing is summed on the way back, no product is left at all.
+    assert explained(lambda x: (x @ a) ** 2, randn(6)).gemms == 0
+    assert explained(lambda x: (x @ a).exp(), randn(6)).gemms == 0
+    # And here exactly the one of the way back: sum over units of w w' tanh''.
+    assert explained(lambda x: F.linear(x, w).tanh().sum(), randn(5, 6)).gemms == 1
+    # Likewise for the weights: sum over samples of x x' tanh''.
+    x = randn(9, 6)
+    assert explained(lambda w: F.linear(x, w).tanh().sum(), randn(3, 6)).gemms == 1
+
+
+def test_a_second_layer_is_paid_for_forward_and_back():
+    w1, w2 = randn(4, 5), randn(3, 4)
+    f = lambda x: F.linear(F.linear(x, w1).tanh(), w2).tanh().sum()  # noqa: E731
+    assert explained(f, randn(6, 5)).gemms in (3, 4)
+
+
+# ---- elementwise chains ----------------------------------------------------------------------------
+
+STEPS = [torch.tanh, torch.sin, lambda y: 1.1 * y, lambda y: y + 0.3, torch.sigmoid, torch.exp]
+
+
+def deep(length):
+    def f(x):
+        y = x
+        for i in range(length):
+            y = STEPS[i % len(STEPS)](y)
+        return y.sum()
+
+    return f
+
+
+def test_an_elementwise_chain_of_any_length_adds_no_core():
+    short, long = (explained(deep(length), randn(7, 3)) for length in (1, 30))
+    assert long.steps == short.steps + 29
+    assert short.core_elements == long.core_elements == long.flops == 0
+    assert long.widest_terms == 1
+
+
+def test_an_elementwise_chain_behind_a_product_adds_no_core():
+    a = randn(9, 5)
+    short, long = (explained(lambda x, n=n: deep(n)(a @ x), randn(5)) for n in (1, 30))
+    assert short.core_elements == long.core_elements
+    assert short.gemms == long.gemms == 1
+
+
+def test_branches_that_meet_again_are_one_term():
+    def f(x):
+        a, b = x.sin(), x.exp()
+        return (a * b + b / (2 + a) - (a - b) ** 2 + torch.where(x > 0, a, b)).sum()
+
+    report = explained(f, randn(20))
+    assert report.core_elements == 0 and report.widest_terms == 1
+
+
+def test_separate_inputs_share_one_sweep():
+    report = explained(lambda x, y: x.exp().sum() + y.sin().sum(), randn(5), randn(4))
+    assert report.chunks == 1 and report.core_elements == 0
+
+
+# ---- what has no structure -------------------------------------------------------------------------
+
+
+def test_an_op_without_structure_becomes_dense_and_stays_right():
+    report = explained(lambda x: (x.flip(0) * x).exp().sum(), randn(12))
+    assert report.densified == ("FlipBackward0",)
+    assert not report.autograd_ops
+    assert 12 * 12 <= report.core_elements <= 8 * 12 * 12
+
+
+def test_an_op_without_structure_leaves_what_is_not_behind_it_alone():
+    n = 64
+
+    def f(x):
+        return rosenbrock(x) + (x[:4].flip(0) * x[:4]).sum()
+
+    report = explained(f, randn(n))
+    assert report.densified == ("FlipBackward0",)
+    assert report.core_elements <= 8 * n
+
+
+def test_an_exotic_op_runs_by_itself_and_the_rest_natively():
+    def f(x):
+        return (torch.linalg.det(x @ x.T + torch.eye(3)) * x.tanh()).exp().mean()
+
+    report = explained(f, 0.3 * randn(3, 3))
+    assert report.autograd_ops == {"LinalgDetBackward0": 1}
+    assert report.densified == ("LinalgDetBackward0",)
+    for op in ("MmBackward0", "TanhBackward0", "ExpBackward0", "MulBackward0", "MeanBackward0"):
+        assert report.native_ops[op] >= 1
+
+
+def test_steps_are_the_nodes_between_input_and_output():
+    def f(x):
+        aside = (x.detach() * randn(4)).exp()  # no path from the input
+        return (x.sin() * aside).sum()
+
+    report = hesse.explain(f, randn(4))
+    assert report.native_ops == {"SinBackward0": 1, "MulBackward0": 1, "SumBackward0": 1}
+    assert report.steps == 3
