@@ -1,8 +1,8 @@
 """Structure, by counts and never by a clock.
 
-What a sweep costs is known exactly: the elements of all factors that depend on the seed, and the matrix
-products that carry seeds. Each problem here has a structure that its shapes alone give away; the counts
-show that it was found, and the result that it was true.
+What a sweep costs is known exactly: the elements of all factors that depend on the seed, and the
+matrix products that carry seeds. Each problem here has a structure that its shapes alone give away;
+the counts show that it was found, and the result that it was true.
 """
 
 import pytest
@@ -33,7 +33,7 @@ def all_native(report):
     return not report.autograd_ops and not report.densified
 
 
-# ---- chains and grids ------------------------------------------------------------------------------
+# ---- chains and grids ----------------------------------------------------------------------------
 
 
 def rosenbrock(x):
@@ -96,7 +96,7 @@ def test_a_grid_costs_as_many_elements_as_it_has_points(f):
     assert report.core_elements <= 8 * 99
 
 
-# ---- samples and blocks ----------------------------------------------------------------------------
+# ---- samples and blocks --------------------------------------------------------------------------
 
 
 def per_sample(n, width):
@@ -140,7 +140,7 @@ def test_a_block_diagonal_hessian_costs_its_blocks(name):
     assert report.widest_bytes <= 8 * 6 * 24 * 4 * 4
 
 
-# ---- pairs -----------------------------------------------------------------------------------------
+# ---- pairs ---------------------------------------------------------------------------------------
 
 
 def lennard_jones(x):
@@ -166,7 +166,7 @@ def test_energies_of_pairs_cost_a_block_a_pair(f):
         assert report.widest_bytes <= 8 * 4 * n**2 * d**2
 
 
-# ---- products --------------------------------------------------------------------------------------
+# ---- products ------------------------------------------------------------------------------------
 
 ROWS, COLUMNS = 50, 7
 
@@ -218,7 +218,7 @@ def test_a_second_layer_is_paid_for_forward_and_back():
     assert explained(f, randn(6, 5)).gemms in (3, 4)
 
 
-# ---- elementwise chains ----------------------------------------------------------------------------
+# ---- elementwise chains --------------------------------------------------------------------------
 
 STEPS = [torch.tanh, torch.sin, lambda y: 1.1 * y, lambda y: y + 0.3, torch.sigmoid, torch.exp]
 
@@ -261,7 +261,7 @@ def test_separate_inputs_share_one_sweep():
     assert report.chunks == 1 and report.core_elements == 0
 
 
-# ---- what has no structure -------------------------------------------------------------------------
+# ---- what has no structure -----------------------------------------------------------------------
 
 
 def test_an_op_without_structure_becomes_dense_and_stays_right():

@@ -11,14 +11,12 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from random_tangents import LIKE, Tangent, Term, f64, row_major, shapes, tangents, views
-
-from hesse import _C
+from random_tangents import Tangent, Term, f64, row_major, shapes, tangents, views
 
 pytestmark = pytest.mark.ours
 
 law = settings(
-    max_examples=150,
+    max_examples=100,
     derandomize=True,
     deadline=None,
     database=None,
@@ -61,14 +59,6 @@ def normal(draw, size):
 @given(tangents())
 def test_dense_is_the_formula_of_the_header(t):
     agree(t.lazy(), t.dense())
-
-
-@law
-@given(tangents())
-def test_a_zero_tangent_has_no_terms_and_stores_nothing(t):
-    nothing = Tangent(t.K, t.shape, ()).lazy()
-    assert nothing.num_terms == 0 and nothing.stored == 0
-    agree(nothing, torch.zeros_like(t.dense()))
 
 
 @law
@@ -287,9 +277,6 @@ def test_einsum_with_its_roles_swapped_is_the_transpose(product, data):
     adjoint(x.lazy().einsum(a, w, b, out), x, y.lazy().einsum(out, w, b, a), y)
 
 
-# ---- verbs after verbs ---------------------------------------------------------------------------
-
-
 @law
 @given(tangents(), st.data())
 def test_a_chain_of_verbs_is_the_chain_on_rows(t, data):
@@ -344,16 +331,12 @@ def test_a_product_over_a_tied_axis_stores_the_matrix_alone():
 
 
 def test_many_small_terms_become_one_box():
-    t = identity(40).lazy()
-    total = t.take([1], [1], 0).put([1], [1], 0, [40])
-    for i in range(1, 40):
-        total = total.add(t.take([1], [1], i).put([1], [1], i, [40]))
-    agree(total, torch.eye(40, dtype=f64))
-    dense = _C.Tangent(40, [40], LIKE, [])
+    total = Tangent(40, (40,), ()).lazy()
     for i in range(40):
-        row = _C.Term([(40, 0, 1)], i, 0, 1.0, None, torch.full((40,), float(i), dtype=f64))
-        dense = dense.add(_C.Tangent(40, [40], LIKE, [row]))
-    assert dense.num_terms == 1
+        row = Term(((40, 0, 1),), i, 0, float(i), None, torch.ones(40, dtype=f64))
+        total = total.add(Tangent(40, (40,), (row,)).lazy())
+    agree(total, torch.arange(40, dtype=f64)[:, None].expand(40, 40))
+    assert total.num_terms == 1
 
 
 def test_an_empty_value_has_no_terms():

@@ -275,19 +275,20 @@ void binary() {
           mixed(l, 0, 1, f.masked_fill(at::logical_and(x == 0, p > 1), 0));
         }
       });
+  // y = b^x, b a number. 0^x has no slope for x >= 0, an infinite one below.
   elementwise<gen::PowBackward2>(
       "PowBackward2",
       [](auto& n, Local& l) {
         const double base = n.self.toDouble(), log = std::log(base);
-        if (log == 0) return;
-        l.first[0] = times(log, l.unpack(n.result_));
-        if (base == 0) l.first[0] = at::where(l.unpack(n.exponent_) >= 0, 0, l.first[0].c * log);
+        if (base == 0) {
+          l.first[0] = at::where(l.unpack(n.exponent_) >= 0, 0, log).to(dtype_of(l));
+        } else if (log != 0) {
+          l.first[0] = times(log, l.unpack(n.result_));
+        }
       },
       [](auto& n, Local& l) {
         const double base = n.self.toDouble(), log = std::log(base);
-        if (log == 0) return;
-        l.second[0] = times(log * log, l.first[0].c);
-        if (base == 0) l.second[0] = at::where(l.unpack(n.exponent_) >= 0, 0, l.first[0].c * log);
+        if (log != 0) l.second[0] = times(base == 0 ? -1 : log * log, l.first[0].c);
       });
 
   // ---- angles and lengths ---------------------------------------------------------------------------------

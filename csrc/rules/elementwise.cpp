@@ -61,14 +61,14 @@ void elementwise() {
   elementwise_linear<gen::Rad2DegBackward0>("Rad2DegBackward0", constant(180 / pi));
 
   // ---- zero on purpose ------------------------------------------------------------------------------------
-  for (const char* name : {
-           "CeilBackward0", "FloorBackward0", "RoundBackward0", "RoundBackward1", "TruncBackward0", "SgnBackward0",
-           "SignBackward0", "AngleBackward0", "ZeroBackward0", "FillBackward0", "FillBackward2",
-           // random numbers
-           "BernoulliBackward0", "BernoulliBackward1", "BernoulliBackward2", "CauchyBackward0",
-           "ExponentialBackward0", "GeometricBackward0", "LogNormalBackward0", "NormalBackward0",
-           "NormalBackward1", "NormalBackward2", "NormalBackward3", "PoissonBackward0", "RandomBackward0",
-           "RandomBackward1", "RandomBackward2", "UniformBackward0"}) {
+  for (const char* name :
+       {"CeilBackward0", "FloorBackward0", "RoundBackward0", "RoundBackward1", "TruncBackward0",
+        "SgnBackward0", "SignBackward0", "AngleBackward0", "ZeroBackward0", "FillBackward0", "FillBackward2",
+        // random numbers
+        "BernoulliBackward0", "BernoulliBackward1", "BernoulliBackward2", "CauchyBackward0",
+        "ExponentialBackward0", "GeometricBackward0", "LogNormalBackward0", "NormalBackward0",
+        "NormalBackward1", "NormalBackward2", "NormalBackward3", "PoissonBackward0", "RandomBackward0",
+        "RandomBackward1", "RandomBackward2", "UniformBackward0"}) {
     zero(name);
   }
 

@@ -6,21 +6,19 @@
 //     curve  dgx  = N(gy dw) - r (c N(dx) + g mean(h dx) + h mean(g dx)),  dgw = gy N(dx)
 //            with g = N(w gy), c = mean(h w gy)
 //
-// RMS norm is the same without the mean. In evaluation mode the statistics are constants: N(t) = r t, and
-// only the products with w bend.
+// In evaluation mode the statistics of batch norm are constants: N(t) = r t, and only the products with w
+// bend.
 #include "reduction.h"
 
 namespace hesse::rules {
 
 namespace {
 
-enum class Statistics { centred, uncentred, constant };
-
 // How a layer sees x, w, and its statistics: in shapes that broadcast to each other.
 struct Layout {
   Axes axes;  // of x
   Shape w;
-  Statistics statistics = Statistics::centred;
+  bool constant = false;  // the statistics
 };
 
 // A tangent of x with its means, of the kept shape.
@@ -33,8 +31,6 @@ struct Layer {
   Local& l;
   Layout at;
 
-  bool bends() const { return at.statistics != Statistics::constant; }
-  bool centred() const { return at.statistics == Statistics::centred; }
   Tensor mean(const Tensor& t) const { return t.mean(at.axes.gone, true); }
   Tangent mean(Tangent t) const {
     return scale(total(std::move(t), at.axes), 1.0 / static_cast<double>(at.axes.count));
@@ -43,17 +39,17 @@ struct Layer {
 
   Moved moved(Tangent t) const {
     Moved m{std::move(t), {}, {}};
-    if (centred()) m.mean = mean(m.t);
-    if (bends()) m.h_mean = mean(scale(m.t, l.saved[0]));
+    if (at.constant) return m;
+    m.mean = mean(m.t);
+    m.h_mean = mean(scale(m.t, l.saved[0]));
     return m;
   }
   Tangent jacobian(const Moved& m) const {
-    Tangent n = centred() ? minus(m.t, wide(m.mean)) : m.t;
-    if (bends()) n = minus(std::move(n), scale(wide(m.h_mean), l.saved[0]));
-    return scale(std::move(n), l.saved[1]);
+    if (at.constant) return scale(m.t, l.saved[1]);
+    return scale(minus(minus(m.t, wide(m.mean)), scale(wide(m.h_mean), l.saved[0])), l.saved[1]);
   }
   Tensor jacobian(const Tensor& t, const Tensor& h_mean) const {
-    return l.saved[1] * ((centred() ? t - mean(t) : t) - l.saved[0] * h_mean);
+    return l.saved[1] * (t - mean(t) - l.saved[0] * h_mean);
   }
 
   Tangent weighted(Tangent t) const { return l.saved[2].defined() ? scale(std::move(t), l.saved[2]) : t; }
@@ -80,11 +76,9 @@ Tangents push(const Layer& layer, const Tangents& dx) {
   if (moves(dx, 0)) {
     const Moved m = layer.moved(layer.in(dx[0]));
     dy[0] = layer.weighted(layer.jacobian(m));
-    // The statistics, where they are outputs that can be differentiated: the mean and r, or r alone.
-    for (size_t o = 1; o < l.out_options.size() && l.out_options[o].has_dtype(); ++o) {
-      const bool is_mean = o == 1 && layer.centred();
-      Tangent s = is_mean ? m.mean : scale(scale(m.h_mean, l.saved[1].square()), -1.0);
-      dy.push_back(view(std::move(s), l.out_shape[o]));
+    if (l.out_options.size() > 2 && l.out_options[2].has_dtype()) {  // the mean and r can be differentiated
+      dy.push_back(view(m.mean, l.out_shape[1]));
+      dy.push_back(view(scale(scale(m.h_mean, l.saved[1].square()), -1.0), l.out_shape[2]));
     }
   }
   if (moves(dx, 1)) add(dy[0], scale(layer.parameter(dx[1]), l.saved[0]));
@@ -107,7 +101,7 @@ Tangents curve(const Layer& layer, const Tensor& gy, const Tangents& dx) {
   Local& l = layer.l;
   Tangents dgx(l.inputs());
   const Tensor &h = l.saved[0], &r = l.saved[1], &w = l.saved[2];
-  const bool bow = layer.bends() && wanted(l, 0);
+  const bool bow = !layer.at.constant && wanted(l, 0);
   if (moves(dx, 0) && (bow || wanted(l, 1))) {
     const Moved m = layer.moved(layer.in(dx[0]));
     const Tangent dh = layer.jacobian(m);
@@ -130,7 +124,7 @@ Tangents curve(const Layer& layer, const Tensor& gy, const Tangents& dx) {
   return dgx;
 }
 
-// layout(node, x's shape) -> Layout; statistics(node, local, x, layout) -> {mean (undefined: 0), r}.
+// layout(node, x's shape) -> Layout; statistics(node, local, x, layout) -> {mean, r}.
 template <class N, class L, class S>
 void normalisation(const char* name, L layout, S statistics) {
   auto layer = [layout](Local& l) { return Layer{l, layout(node<N>(l), l.out_shape[0])}; };
@@ -144,7 +138,7 @@ void normalisation(const char* name, L layout, S statistics) {
     const Layout at = layout(n, l.out_shape[0]);
     const Tensor x = l.unpack(n.input_).reshape(at.axes.in), w = l.unpack(n.weight_);
     const auto [mean, r] = statistics(n, l, x, at);
-    l.saved = {(mean.defined() ? x - mean : x) * r, r, w.defined() ? w.reshape(at.w) : Tensor()};
+    l.saved = {(x - mean) * r, r, w.defined() ? w.reshape(at.w) : Tensor()};
   };
   rule.push = [layer](Local& l, const Tangents& dx) { return push(layer(l), dx); };
   rule.pull = [layer, used](Local& l, const Tangents& dgy) {
@@ -166,9 +160,8 @@ using MeanAndScale = std::pair<Tensor, Tensor>;
 // not be known.
 MeanAndScale live(const Tensor& x, const Tensor& mean, const Tensor& r, const Layout& at) {
   const Tensor saved_r = r.detach().reshape(at.axes.kept);
-  if (!c10::GradMode::is_enabled()) return {mean.defined() ? mean.reshape(at.axes.kept) : mean, saved_r};
-  const Tensor m = mean.defined() ? x.mean(at.axes.gone, true) : mean;
-  const Tensor var = (m.defined() ? x - m : x).square().mean(at.axes.gone, true);
+  if (!c10::GradMode::is_enabled()) return {mean.reshape(at.axes.kept), saved_r};
+  const Tensor m = x.mean(at.axes.gone, true), var = (x - m).square().mean(at.axes.gone, true);
   return {m, saved_r * ((var - var.detach()) * saved_r.square() + 1).rsqrt()};
 }
 
@@ -185,20 +178,13 @@ void batch_norm(const char* name) {
       name,
       [training](auto& n, const Shape& x) {
         Shape seen{x[0], x[1], numel_of(x) / std::max<int64_t>(1, x[0] * x[1])};
-        return Layout{
-            axes_of(seen, {0, 2}), {1, x[1], 1}, training(n) ? Statistics::centred : Statistics::constant};
+        return Layout{axes_of(seen, {0, 2}), {1, x[1], 1}, !training(n)};
       },
       [training](auto& n, Local& l, const Tensor& x, const Layout& at) -> MeanAndScale {
         if (training(n)) return live(x, l.unpack(n.result1_), l.unpack(n.result2_), at);
         if constexpr (requires { n.running_mean_; }) {
-          double eps;
-          if constexpr (requires { n.eps; }) {
-            eps = n.eps;
-          } else {
-            eps = n.epsilon;
-          }
           return {l.unpack(n.running_mean_).reshape(at.w),
-                  (l.unpack(n.running_var_).reshape(at.w) + eps).rsqrt()};
+                  (l.unpack(n.running_var_).reshape(at.w) + n.eps).rsqrt()};
         } else {
           return live(x, l.unpack(n.result1_), l.unpack(n.result2_), at);
         }
@@ -208,27 +194,20 @@ void batch_norm(const char* name) {
 }  // namespace
 
 void norms() {
-  // The last axes, as many as the layer was given.
-  const auto trailing = [](const Shape& x, size_t given, Statistics statistics) {
-    Shape axes;
-    for (size_t a = x.size() - given; a < x.size(); ++a) axes.push_back(static_cast<int64_t>(a));
-    return Layout{axes_of(x, axes), Shape(x.end() - static_cast<std::ptrdiff_t>(given), x.end()), statistics};
-  };
   normalisation<gen::NativeLayerNormBackward0>(
       "NativeLayerNormBackward0",
-      [trailing](auto& n, const Shape& x) {
-        return trailing(x, n.normalized_shape.size(), Statistics::centred);
+      [](auto& n, const Shape& x) {
+        Layout at;
+        Shape last;
+        for (size_t a = x.size() - n.normalized_shape.size(); a < x.size(); ++a) {
+          last.push_back(static_cast<int64_t>(a));
+          at.w.push_back(x[a]);
+        }
+        at.axes = axes_of(x, last);
+        return at;
       },
       [](auto& n, Local& l, const Tensor& x, const Layout& at) {
         return live(x, l.unpack(n.result1_), l.unpack(n.result2_), at);
-      });
-  normalisation<gen::FusedRmsNormBackward0>(
-      "FusedRmsNormBackward0",
-      [trailing](auto& n, const Shape& x) {
-        return trailing(x, n.normalized_shape.size(), Statistics::uncentred);
-      },
-      [](auto& n, Local& l, const Tensor& x, const Layout& at) {
-        return live(x, Tensor(), l.unpack(n.result1_), at);
       });
   normalisation<gen::NativeGroupNormBackward0>(
       "NativeGroupNormBackward0",

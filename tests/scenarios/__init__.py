@@ -31,6 +31,8 @@ class Scenario:
         elementwise: takes inputs of any shape, with broadcasting: more layouts apply.
         edges: points (one number per input) at which value, gradient and Hessian must be torch's,
             infinities and NaN included.
+        mended: points and the Hessian (numbers) there, at which torch's own holds a NaN, or is
+            asymmetric, only because of how its backward masks; ours is the value or the limit.
         reference: the same function, such that torch differentiates it twice; ``fn`` if None.
         skips: layout -> the reason why it does not apply.
     """
@@ -42,6 +44,7 @@ class Scenario:
     domains: tuple[Interval, ...] = (REAL,)
     elementwise: bool = False
     edges: tuple[tuple[float, ...], ...] = ()
+    mended: tuple[tuple[tuple[float, ...], tuple[tuple[float, ...], ...]], ...] = ()
     reference: Callable[..., torch.Tensor | tuple[torch.Tensor, ...]] | None = None
     skips: Mapping[str, str] = field(default_factory=dict)
 

@@ -41,4 +41,18 @@ SCENARIOS = (
         (1, 2, 3, 3),
         (2, 2, 2, 2),
     ),
+    convolution("conv2d of one channel", F.conv2d, (2, 1, 4, 4), (1, 1, 3, 3)),
+    convolution("conv2d by the whole image", F.conv2d, (2, 2, 3, 3), (4, 2, 3, 3), (4,)),
+    convolution(
+        "conv2d, strided, padded and dilated",
+        lambda x, w, b: F.conv2d(x, w, b, stride=2, padding=1, dilation=2),
+        (2, 2, 6, 5),
+        (2, 2, 2, 2),
+        (2,),
+    ),
+    convolution(
+        "conv2d of each channel", lambda x, w: F.conv2d(x, w, groups=3), (2, 3, 3, 3), (3, 1, 2, 2)
+    ),
+    convolution("conv1d, dilated", lambda x, w: F.conv1d(x, w, dilation=3), (1, 2, 6), (2, 2, 2)),
+    convolution("conv_transpose1d", F.conv_transpose1d, (2, 2, 3), (2, 2, 2)),
 )

@@ -33,6 +33,9 @@ SCENARIOS = (
     split("unbind", "UnbindBackward0", lambda x: x.unbind()),
     split("unbind axis -1", "UnbindBackward0", lambda x: x.unbind(-1)[1:]),
     split("unbind of a vector", "UnbindBackward0", lambda x: x.unbind(), (3,)),
+    split(
+        "iteration", "UnbindBackward0", lambda x: sum(a * b for a, b in zip(x, x[1:], strict=False))
+    ),
     # ---- several into one
     join("cat", "CatBackward0", torch.cat, (2, 3), (1, 3), (2, 3)),
     join("cat of axis -1", "CatBackward0", lambda xs: torch.cat(xs, -1), (2, 3), (2, 1)),
@@ -68,4 +71,13 @@ SCENARIOS = (
         lambda xs: torch.stack([xs[0], xs[0]], 1),
         (2, 3),
     ),
+    join(
+        "cat of two dtypes",
+        "CatBackward0",
+        lambda xs: torch.cat([xs[0], xs[1].double()]),
+        (2, 3),
+        (1, 3),
+    ),
+    join("cat of scalars", "CatBackward0", lambda xs: torch.cat([x[None] for x in xs]), (), ()),
+    split("split and joined", "CatBackward0", lambda x: torch.cat(x.split(2, 1)[::-1], 1), (2, 5)),
 )

@@ -33,4 +33,8 @@ SCENARIOS = (
         MAXIMUM,
         lambda x: F.max_pool2d(x - x.detach() + torch.round(x.detach()), 2),
     ),
+    pool("avg_pool2d, oblong", AVERAGE, lambda x: F.avg_pool2d(x, (2, 3), (1, 3)), (2, 1, 4, 6)),
+    pool("avg_pool1d", AVERAGE, lambda x: F.avg_pool1d(x, 2), (2, 3, 6)),
+    pool("max_pool2d, ceiled", MAXIMUM, lambda x: F.max_pool2d(x, 2, ceil_mode=True)),
+    pool("max_pool1d", MAXIMUM, lambda x: F.max_pool1d(x, 2), (2, 3, 6)),
 )

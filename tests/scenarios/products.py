@@ -55,6 +55,19 @@ SCENARIOS = (
         (3, 2),
         (2, 4),
     ),
+    product("mm over an axis of one", "MmBackward0", torch.mm, (3, 1), (1, 2)),
+    product("bmm of one", "BmmBackward0", torch.bmm, (1, 3, 4), (1, 4, 2)),
+    product("tensordot", "DotBackward0", lambda a, b: torch.tensordot(a, b, 2), (3, 4), (3, 4)),
+    product("kron", "MulBackward0", torch.kron, (2, 2), (2, 3)),
+    product("inner", "MmBackward0", torch.inner, (2, 3), (4, 3)),
+    product("a matrix twice on a vector", "MvBackward0", lambda a, x: a @ (a @ x), (3, 3), (3,)),
+    product(
+        "attention scores",
+        "BmmBackward0",
+        lambda q, k: (torch.einsum("qhd,khd->hqk", q, k) / 2).softmax(-1),
+        (3, 2, 2),
+        (4, 2, 2),
+    ),
     # ---- beta c + alpha a b
     product("addmm", "AddmmBackward0", torch.addmm, (2, 4), (2, 3), (3, 4)),
     product(
@@ -107,6 +120,17 @@ SCENARIOS = (
         (2, 2, 3),
         (2, 3, 2),
     ),
+    product("addmm of a scalar", "AddmmBackward0", torch.addmm, (), (3, 4), (4, 2)),
+    product(
+        "addmm_",
+        "AddmmBackward0",
+        lambda c, a, b: (c * 1.0).addmm_(a, b, alpha=2),
+        (3, 2),
+        (3, 4),
+        (4, 2),
+    ),
+    product("addr, broadcast", "AddrBackward0", torch.addr, (2,), (3,), (2,)),
+    product("addbmm, broadcast", "AddbmmBackward0", torch.addbmm, (2,), (2, 3, 4), (2, 4, 2)),
     # ---- linear, which torch writes as the above
     product("linear", "AddmmBackward0", F.linear, (2, 3), (4, 3), (4,)),
     product("linear of batches", "AddmmBackward0", F.linear, (2, 2, 3), (4, 3), (4,)),

@@ -67,6 +67,8 @@ RESHAPES = [
     ),
     view("alias", "AliasBackward0", lambda x: aten.alias(x)),
     view("lift_fresh", "LiftFreshBackward0", lambda x: aten.lift_fresh(x * 1.0)),
+    view("view to a scalar", "ViewBackward0", lambda x: x.view(()), (1, 1)),
+    view("_to_copy", "ToCopyBackward0", lambda x: aten._to_copy(x)),
 ]
 
 STRIDED = [
@@ -113,6 +115,10 @@ STRIDED = [
         "AsStridedBackward0",
         lambda x: (x * 1.0).contiguous().t().as_strided((2, 3), (1, 4)),
     ),
+    view("one element", "SelectBackward0", lambda x: x[2, 1] * x[-1, -1]),
+    view("neighbours", "SliceBackward0", lambda x: (x[1:] - x[:-1]).reshape(-1)[::2], (4, 3)),
+    view("unfold of an inner axis", "UnfoldBackward0", lambda x: x.unfold(1, 2, 1), (2, 4, 3)),
+    view("all pairs", "ExpandBackward0", lambda x: x[:, None].expand(3, 3, 2) * x, (3, 2)),
 ]
 
 BLOCKS = [
@@ -133,6 +139,14 @@ BLOCKS = [
     view("triu below", "TriuBackward0", lambda x: x.triu(-1), (2, 3, 3)),
     view("flip", "FlipBackward0", lambda x: x.flip(0, -1)),
     view("flip one axis", "FlipBackward0", lambda x: x.flip(1)),
+    view("roll of a scalar", "RollBackward0", lambda x: x.roll(1), ()),
+    view("repeat of a scalar", "RepeatBackward0", lambda x: x.repeat(3), ()),
+    view(
+        "blocks of pixels",
+        "PermuteBackward0",
+        lambda x: x.reshape(2, 2, 3, 2).permute(0, 2, 1, 3).reshape(6, 4),
+        (4, 6),
+    ),
 ]
 
 IN_PLACE = [
@@ -160,6 +174,17 @@ IN_PLACE = [
         (3, 4),
         (4,),
         nodes=("torch::autograd::CopyBackwards",),
+    ),
+    in_place("a view times its neighbour", lambda y: y[1:].mul_(y[:-1].clone()), (4, 2)),
+    in_place("a view divided by a tensor", lambda y, z: y.t()[1].div_(2 + z.exp()), (3, 4), (3,)),
+    in_place("a view clamped", lambda y: y[1:].clamp_(-1, 1)),
+    in_place(
+        "a product added to a view", lambda y, z: y[:, :2].addmm_(z, z[:, :2]), (3, 4), (3, 3)
+    ),
+    view(
+        "a view of a constant assigned",
+        "torch::autograd::CopySlices",
+        lambda x: (y := torch.ones(4, 4, dtype=x.dtype), y[1:].copy_(x))[0],
     ),
 ]
 
