@@ -89,8 +89,7 @@ void nll(const char* name, Backward backward) {
 }  // namespace
 
 void losses() {
-  // ---- of x - t
-  // ----------------------------------------------------------------------------------------------
+  // ---- of x - t ---------------------------------------------------------------------------------------
   difference<gen::MseLossBackward0>(
       "MseLossBackward0", [](auto&, const Tensor& z) { return times(2, z); },
       [](auto&, const Tensor&) { return Factor(2.0); });
@@ -104,9 +103,8 @@ void losses() {
       "HuberLossBackward0", [](auto& n, const Tensor& z) -> Factor { return z.clamp(-n.delta, n.delta); },
       [](auto& n, const Tensor& z) -> Factor { return (z.abs() < n.delta).to(z.scalar_type()); });
 
-  // ---- binary cross entropy
-  // ------------------------------------------------------------------------------------ f = -w (t log x + (1
-  // - t) log(1 - x)), the denominators x (1 - x) bounded below as PyTorch's are.
+  // ---- binary cross entropy ---------------------------------------------------------------------------
+  // f = -w (t log x + (1 - t) log(1 - x)), the denominators x (1 - x) bounded below as PyTorch's are.
   const auto weighted = [](const Tensor& t, const Tensor& w) { return w.defined() ? t * w : t; };
   loss<gen::BinaryCrossEntropyBackward0>(
       "BinaryCrossEntropyBackward0",
@@ -156,8 +154,7 @@ void losses() {
         l.second[0] = t * t * s * at::rsub(s, 1);
       });
 
-  // ---- classification
-  // --------------------------------------------------------------------------------------------
+  // ---- classification ---------------------------------------------------------------------------------
   nll<gen::NllLossBackward0>("NllLossBackward0",
                              [](auto&&... args) { return at::nll_loss_backward(args...); });
   nll<gen::NllLoss2DBackward0>("NllLoss2DBackward0",

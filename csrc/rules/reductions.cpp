@@ -1,10 +1,10 @@
 // Reductions over some or all axes of one tensor (see reduction.h). Where y bends it is by a diagonal plus a
 // matrix of rank one, in the factor f = dy/dx:
 //
-//     var        f = 2 (x - m) / c                           curve = gy 2/c (dx - mean(dx))
-//     std        f = (x - m) / (c y)                         curve = gy/y ((dx - mean(dx)) / c - f sum(f dx))
-//     norm p     f = sign(x) |x|^(p-1) y^(1-p)               curve = gy (p-1) (|x|^(p-2) y^(1-p) dx - f/y
-//     sum(f dx)) logsumexp  f = exp(x - y)                              curve = gy f (dx - sum(f dx))
+//     var        f = 2 (x - m) / c                curve = gy 2/c (dx - mean(dx))
+//     std        f = (x - m) / (c y)              curve = gy/y ((dx - mean(dx)) / c - f sum(f dx))
+//     norm p     f = sign(x) |x|^(p-1) y^(1-p)    curve = gy (p-1) (|x|^(p-2) y^(1-p) dx - f/y sum(f dx))
+//     logsumexp  f = exp(x - y)                   curve = gy f (dx - sum(f dx))
 #include "reduction.h"
 
 #include <cmath>
@@ -14,8 +14,7 @@ namespace hesse::rules {
 
 namespace {
 
-// ---- norms
-// ------------------------------------------------------------------------------------------------------
+// ---- norms --------------------------------------------------------------------------------------------
 
 bool bends(double p) { return p != 0 && p != 1 && !std::isinf(p); }
 
@@ -126,8 +125,7 @@ void dist() {
   add_rule("DistBackward0", std::move(rule));
 }
 
-// ---- variance
-// ---------------------------------------------------------------------------------------------------
+// ---- variance -----------------------------------------------------------------------------------------
 
 template <class N>
 double freedom(N& n, const Axes& a) {
@@ -174,8 +172,7 @@ const auto std_bend = [](auto& n, Local& l, const Axes& a, const Tensor& gy, con
   return minus(std::move(t), scale(scale(spread(total(scale(dx, f), a), a), l.memo[1]), f.alpha));
 };
 
-// ---- extrema
-// ----------------------------------------------------------------------------------------------------
+// ---- extrema ------------------------------------------------------------------------------------------
 
 // All elements that equal the extremum share its gradient evenly.
 Factor tied(const Tensor& x, const Tensor& y, const Axes& a) {
@@ -213,8 +210,7 @@ void indexed(const char* name) {
 }  // namespace
 
 void reductions() {
-  // ---- sums
-  // -----------------------------------------------------------------------------------------------------
+  // ---- sums -------------------------------------------------------------------------------------------
   const auto one = [](auto&, Local&, const Axes&) { return Factor(1.0); };
   const auto even = [](auto&, Local&, const Axes& a) { return share(a); };
   reduction<gen::SumBackward0>("SumBackward0", one);
@@ -238,8 +234,7 @@ void reductions() {
         return scale(minus(dx, spread(total(scale(dx, f), a), a)), l.memo[0]);
       });
 
-  // ---- norms, variance
-  // --------------------------------------------------------------------------------------------
+  // ---- norms, variance --------------------------------------------------------------------------------
   norm<gen::NormBackward0>("NormBackward0");
   norm<gen::NormBackward1>("NormBackward1");
   norm<gen::NormBackward2>("NormBackward2");
@@ -262,8 +257,7 @@ void reductions() {
       },
       std_bend);
 
-  // ---- extrema and order statistics
-  // -------------------------------------------------------------------------------
+  // ---- extrema and order statistics -------------------------------------------------------------------
   overall_extremum<gen::MaxBackward1>("MaxBackward1");
   overall_extremum<gen::MinBackward1>("MinBackward1");
   overall_extremum<gen::MedianBackward0>("MedianBackward0");

@@ -9,8 +9,8 @@
 //     curve  dgx = u F'(gy (c_0 U + c_1 E)) + e F'(gy (c_1 U + c_2 E)) - (u^2 F'(gy c_0) + e F'(gy c_2)) dx
 //            with U = F(u dx), E = F(e dx).
 //
-// That holds at x, not around it where a factor is zero: a Hessian that is to be differentiated again is left
-// to the node itself.
+// That holds at x, not around it where a factor is zero. When the Hessian is to be differentiated again, the
+// products that leave out one element and two are formed instead.
 #include "reduction.h"
 
 namespace hesse::rules {
@@ -64,14 +64,36 @@ void cumsum() {
   add_rule("CumsumBackward0", std::move(rule));
 }
 
-// ---- products
-// ----------------------------------------------------------------------------------------------------
+// ---- products -----------------------------------------------------------------------------------------
+
+// x with its axis last: [outer, inner, n].
+Tensor axis_last(const Tensor& x, const Line& line) { return x.reshape(line.shape).transpose(1, 2); }
+
+// [..., k] -> [..., j, k]: row j has a one in place of element j.
+Tensor without_each(const Tensor& x) {
+  const Tensor out = at::eye(x.size(-1), x.options().dtype(at::kBool));
+  return at::where(out, at::ones({}, x.options()), x.unsqueeze(-2));
+}
+
+// [..., k] -> [..., j]: the product of all but element j, by running products from both ends.
+Tensor product_without_each(const Tensor& x) {
+  const Tensor one = at::ones_like(x.slice(-1, 0, 1));
+  auto before = [&one](const Tensor& t) { return at::cat({one, t.slice(-1, 0, -1)}, -1).cumprod(-1); };
+  return before(x) * before(x.flip(-1)).flip(-1);
+}
 
 // F over the axes of prod, in values and in tangents.
 struct Whole {
   Axes axes;
+  Line line;
   template <class N>
-  Whole(N& n, const Local& l) : axes(node_axes(n, l)) {}
+  Whole(N& n, const Local& l) : axes(node_axes(n, l)) {
+    if (axes.gone.size() == 1) {
+      line = line_of(l, axes.gone[0]);
+    } else {
+      line = {l.in_shape[0], {1, axes.count, 1}, 0, axes.count};
+    }
+  }
   Tensor product(const Tensor& x) const {
     return axes.gone.size() == 1 ? x.prod(axes.gone[0], true) : x.prod().reshape(axes.kept);
   }
@@ -80,6 +102,15 @@ struct Whole {
   Tangent sum(Tangent t) const { return total(std::move(t), axes); }
   Tangent back(Tangent t) const { return spread(std::move(t), axes); }
   const Shape& shape() const { return axes.kept; }
+
+  Shape results() const { return {line.shape[0], 1, line.shape[2]}; }
+  int64_t pairs() const { return numel_of(line.shape) * line.n; }
+  // [o, q, j, 1] and [o, q, j, m, 1]: products without j, and without j and m (none for j = m).
+  static Tensor without_one(const Tensor& x) { return product_without_each(x).unsqueeze(-1); }
+  static Tensor without_two(const Tensor& x) {
+    const Tensor rest = at::rsub(at::eye(x.size(-1), x.options()), 1);
+    return (product_without_each(without_each(x)) * rest).unsqueeze(-1);
+  }
 };
 
 // F of cumprod.
@@ -93,43 +124,90 @@ struct Running {
   Tangent sum(const Tangent& t) const { return running_sum(t, line, false); }
   Tangent back(const Tangent& t) const { return running_sum(t, line, true); }
   const Shape& shape() const { return line.in; }
+
+  Shape results() const { return line.shape; }
+  int64_t pairs() const { return numel_of(line.shape) * line.n * line.n; }
+  // [o, q, j, i] and [o, q, j, m, i]: products up to i without j, and without j and m; none where those come
+  // later.
+  static Tensor without_one(const Tensor& x) { return without_each(x).cumprod(-1).triu(); }
+  static Tensor without_two(const Tensor& x) {
+    const int64_t n = x.size(-1);
+    const Tensor up_to = at::ones({n, n}, x.options()).triu(), rest = at::rsub(at::eye(n, x.options()), 1);
+    const Tensor kept = up_to.unsqueeze(1) * up_to * rest.unsqueeze(-1);  // [j, m, i]
+    return without_each(without_each(x)).cumprod(-1) * kept;
+  }
 };
+
+// Differentiable in x once more. saved: the products without one element; memo: sum_i gy_i (those without
+// two).
+constexpr int64_t most_pairs = int64_t{1} << 24;  // beyond, the node itself is driven
+
+template <class F>
+void save_without(Local& l, const F& f, const Tensor& x) {
+  if (f.pairs() > most_pairs) return;
+  l.saved = {F::without_one(axis_last(x, f.line)), axis_last(x, f.line)};
+}
+
+template <class F>
+Tangents push_without(Local& l, const F& f, const Tangents& dx) {
+  if (f.pairs() > most_pairs) return autograd_rule().push(l, dx);
+  const Tangent t = view(cast(dx[0], dtype_of(l)), f.line.shape);
+  return {view(einsum(t, "ojq", l.saved[0], "oqji", "oiq"), l.out_shape[0])};
+}
+
+template <class F>
+Tangents pull_without(Local& l, const F& f, const Tangents& dgy) {
+  if (f.pairs() > most_pairs) return autograd_rule().pull(l, dgy);
+  return {view(einsum(view(dgy[0], f.results()), "oiq", l.saved[0], "oqji", "ojq"), l.in_shape[0])};
+}
+
+template <class F>
+Tangents curve_without(Local& l, const F& f, const std::vector<Tensor>& gy, const Tangents& dx) {
+  if (f.pairs() > most_pairs) return autograd_rule().curve(l, gy, dx);
+  if (l.memo.empty()) {
+    const Tensor g = gy[0].reshape(f.results()).transpose(1, 2).unsqueeze(-2).unsqueeze(-2);
+    l.memo = {(F::without_two(l.saved[1]) * g).sum(-1)};
+  }
+  const Tangent t = view(cast(dx[0], dtype_of(l)), f.line.shape);
+  return {view(einsum(t, "omq", l.memo[0], "oqjm", "ojq"), l.in_shape[0])};
+}
 
 // saved: u, e, c_0, c_1, R, z; memo: gy c_0, gy c_1, gy c_2, and the factor of dx in the curve.
 template <class N, class F>
 void product(const char* name) {
   Rule rule;
   rule.save = [](Local& l) {
-    if (c10::GradMode::is_enabled()) return;
     const F f(node<N>(l), l);
     const Tensor x = operand(l, node<N>(l).self_);
-    const Tensor e = (x == 0).to(x.scalar_type()), others = x + e;
+    if (c10::GradMode::is_enabled()) return save_without(l, f, x);
+    const Tensor e = (x == 0).to(x.scalar_type()), others = x + e, none = at::zeros({}, x.options());
     const Tensor R = f.product(others), z = f.sum(e);
-    l.saved = {others.reciprocal() - e, e, R * (z == 0), R * (z == 1), R, z};
+    l.saved = {others.reciprocal() - e, e, at::where(z == 0, R, none), at::where(z == 1, R, none), R, z};
   };
   rule.push = [](Local& l, const Tangents& dx) -> Tangents {
-    if (c10::GradMode::is_enabled()) return autograd_rule().push(l, dx);
     const F f(node<N>(l), l);
+    if (c10::GradMode::is_enabled()) return push_without(l, f, dx);
     const Tangent t = cast(dx[0], dtype_of(l));
     Tangent dy = scale(f.sum(scale(t, l.saved[0])), l.saved[2]);
     accumulate(dy, scale(f.sum(scale(t, l.saved[1])), l.saved[3]));
     return {view(std::move(dy), l.out_shape[0])};
   };
   rule.pull = [](Local& l, const Tangents& dgy) -> Tangents {
-    if (c10::GradMode::is_enabled()) return autograd_rule().pull(l, dgy);
     const F f(node<N>(l), l);
+    if (c10::GradMode::is_enabled()) return pull_without(l, f, dgy);
     const Tangent g = view(dgy[0], f.shape());
     Tangent dgx = scale(f.back(scale(g, l.saved[2])), l.saved[0]);
     accumulate(dgx, scale(f.back(scale(g, l.saved[3])), l.saved[1]));
     return {std::move(dgx)};
   };
   rule.curve = [](Local& l, const std::vector<Tensor>& gy, const Tangents& dx) -> Tangents {
-    if (c10::GradMode::is_enabled()) return autograd_rule().curve(l, gy, dx);
     const F f(node<N>(l), l);
+    if (c10::GradMode::is_enabled()) return curve_without(l, f, gy, dx);
     const Tensor &u = l.saved[0], &e = l.saved[1];
     if (l.memo.empty()) {
-      const Tensor g = gy[0].reshape(f.shape());
-      const Tensor g0 = g * l.saved[2], g1 = g * l.saved[3], g2 = g * l.saved[4] * (l.saved[5] == 2);
+      const Tensor g = gy[0].reshape(f.shape()), none = at::zeros({}, g.options());
+      const Tensor g0 = g * l.saved[2], g1 = g * l.saved[3];
+      const Tensor g2 = g * at::where(l.saved[5] == 2, l.saved[4], none);
       l.memo = {g0, g1, g2, u * u * f.back(g0) + e * f.back(g2)};
     }
     const Tangent t = cast(dx[0], dtype_of(l));
@@ -144,8 +222,7 @@ void product(const char* name) {
   add_rule(name, std::move(rule));
 }
 
-// ---- logcumsumexp: J_ji = exp(x_i - y_j) for i <= j, curve = J'gy dx - J'(gy J dx)
-// ---------------------------------
+// ---- logcumsumexp: J_ji = exp(x_i - y_j) for i <= j, curve = J'gy dx - J'(gy J dx) --------------------
 
 void logcumsumexp() {
   using N = gen::LogcumsumexpBackward0;
@@ -190,8 +267,7 @@ void logcumsumexp() {
   add_rule("LogcumsumexpBackward0", std::move(rule));
 }
 
-// ---- sort, topk, cummax: elements picked at saved indices
-// --------------------------------------------------------
+// ---- sort, topk, cummax: elements picked at saved indices ---------------------------------------------
 
 template <class N>
 void picked(const char* name) {

@@ -206,5 +206,5 @@ SCENARIOS = [
 def dropped(x):
     """Dropout with the same mask at each call."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)
         return torch.native_dropout(x, 0.4, True)[0]
