@@ -1,5 +1,6 @@
 #include "contract.h"
 
+#include "kernels/combine.h"
 #include "ledger.h"
 
 #include <ATen/ATen.h>
@@ -82,6 +83,13 @@ Tensor upper_product(const Tensor& lhs, const Tensor& rhs, const Axes& left, con
   return out;
 }
 
+// Products so small, or so thin and many, that a matrix product costs more in overhead than in arithmetic.
+constexpr int64_t most_in_one_pass = int64_t{1} << 20;
+bool thin(int64_t left, int64_t right, bool batched, int64_t work) {
+  constexpr int64_t small_work = 4096, small_result = 16;
+  return work <= small_work || (batched && (left == 1 || right == 1 || left * right <= small_result));
+}
+
 bool wants_upper(const Landing& at, const Axes& left, const Axes& right, int64_t rows, int64_t cols) {
   constexpr int64_t worthwhile = 256;
   if (!at.upper || rows < worthwhile || cols < worthwhile) return false;
@@ -137,15 +145,16 @@ Tensor contract(Tensor a, Tensor b, const Shape& sizes, const std::vector<bool>&
     for (int64_t d : *axes) out *= sizes[d];
   }
   if (seeded) ledger().reserve(out, a.element_size());
-  if (summed.empty()) return at::mul(a, b);
+  if (summed.empty()) return kernels::multiply(a, b);
 
-  // Many thin products: one pass and a sum beat a matrix product per batch element.
-  constexpr int64_t one_pass = int64_t{1} << 20;
-  if (!batch.empty() && (left.empty() || right.empty()) && out * extent(a, summed) <= one_pass) {
-    if (seeded) ledger().flops += 2 * out * extent(a, summed);
-    return at::mul(a, b).sum(summed, /*keepdim=*/true);
+  const int64_t work = out * extent(a, summed);
+  const bool vector = !batch.empty() && (left.empty() || right.empty());
+  if (seeded && !vector) ledger().gemms += 1;
+  if (thin(extent(a, left), extent(b, right), !batch.empty(), work)) {
+    if (seeded) ledger().flops += 2 * work;
+    if (kernels::has_loops(a, b)) return kernels::dot(a, b, reduce);
+    if (work <= most_in_one_pass) return at::mul(a, b).sum(summed, /*keepdim=*/true);
   }
-  if (seeded) ledger().gemms += 1;
   // Axes of a group are ordered by memory so that flattening them is a view where possible.
   auto by_stride = [](const Tensor& f) {
     return [&f](int64_t x, int64_t y) { return f.stride(x) > f.stride(y); };

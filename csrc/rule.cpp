@@ -20,6 +20,8 @@ Tangent scale(Tangent t, const Factor& f) {
   return f.alpha == 1.0 ? t : scale(std::move(t), f.alpha);
 }
 
+bool same(const Factor& a, const Factor& b) { return a.alpha == b.alpha && same_factor(a.c, b.c); }
+
 Factor multiply(const Factor& f, const Tensor& value) {
   Factor product = f.c.defined() ? Factor(at::mul(f.c, value)) : Factor(value);
   product.alpha = f.alpha;

@@ -36,6 +36,7 @@ struct Factor {
 };
 
 Tangent scale(Tangent t, const Factor& f);
+bool same(const Factor& a, const Factor& b);
 Factor multiply(const Factor& f, const Tensor& value);
 
 // One step as its rule sees it. What a rule unpacks or derives from the node it keeps here, once.
