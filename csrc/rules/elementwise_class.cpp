@@ -1,6 +1,8 @@
 // The generic part of the elementwise class (see elementwise.h).
 #include "elementwise.h"
 
+#include "kernels/combine.h"
+
 namespace hesse::rules {
 
 namespace {
@@ -30,6 +32,18 @@ class Scaled {
 };
 
 }  // namespace
+
+void lengthen_loops(std::vector<Factor>& factors) {
+  for (size_t i = 0; i < factors.size(); ++i) {
+    if (!factors[i].c.defined()) continue;
+    const Tensor given = factors[i].c;
+    factors[i].c = kernels::with_long_loops(given);
+    if (factors[i].c.is_same(given)) continue;
+    for (size_t j = i + 1; j < factors.size(); ++j) {
+      if (factors[j].c.defined() && same_factor(factors[j].c, given)) factors[j].c = factors[i].c;
+    }
+  }
+}
 
 Tangents elementwise_push(Local& l, const Tangents& dx) {
   Tangent dy = zero_like(dx[0], l.out_shape[0]);

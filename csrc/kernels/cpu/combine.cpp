@@ -8,10 +8,13 @@
 #include <c10/util/SmallVector.h>
 
 #include <algorithm>
+#include <optional>
 
 namespace hesse::kernels {
 
 namespace {
+
+constexpr int64_t kShort = 8;  // a loop of fewer turns costs more than what it does
 
 using Axes = c10::SmallVector<Axis, 8>;
 using Strides = c10::SmallVector<int64_t, 8>;
@@ -61,17 +64,55 @@ Axes loops_of(at::IntArrayRef sizes, at::IntArrayRef strides, const at::Tensor& 
   };
   // The innermost loop: the longest smooth one; where none is long, the one that writes to neighbours, or if
   // that is short the next.
-  constexpr int64_t short_loop = 8;
   size_t inner = merged.size() - 1;
-  int64_t longest = short_loop - 1;
+  int64_t longest = kShort - 1;
   for (size_t d = 0; d < merged.size(); ++d) {
     if (smooth(merged[d]) && merged[d].n > longest) longest = merged[inner = d].n;
   }
-  if (longest < short_loop && inner > 0 && merged[inner].n < short_loop &&
-      merged[inner - 1].n > merged[inner].n)
+  if (longest < kShort && inner > 0 && merged[inner].n < kShort && merged[inner - 1].n > merged[inner].n)
     --inner;
   std::rotate(merged.begin() + inner, merged.begin() + inner + 1, merged.end());
   return merged;
+}
+
+// A transposing pass: the innermost axis jumps through a factor, and another one reads it smoothly but writes
+// with jumps. Cut into tiles, what is read stays in the cache until all of it is used. Returns that other
+// axis.
+std::optional<size_t> transposed_axis(const Axes& axes) {
+  constexpr int64_t line = 16;
+  const Axis& inner = axes.back();
+  if (inner.out == 0 || inner.n < line || std::max(inner.a, inner.b) < line) return std::nullopt;
+  for (size_t d = 0; d + 1 < axes.size(); ++d) {
+    const Axis& x = axes[d];
+    if (x.n >= line && x.a <= 1 && x.b <= 1 && x.a + x.b > 0 && x.out > inner.out) return d;
+  }
+  return std::nullopt;
+}
+
+template <typename T>
+void run_tiled(const Loops<T>& loops, size_t across) {
+  constexpr int64_t rows = 16, columns = 64;
+  const size_t inner = loops.rank - 1;
+  Axes axes(loops.axes, loops.axes + loops.rank);
+  const int64_t n = axes[across].n, m = axes[inner].n;
+  for (int64_t i = 0; i < n; i += rows) {
+    for (int64_t j = 0; j < m; j += columns) {
+      axes[across].n = std::min(rows, n - i);
+      axes[inner].n = std::min(columns, m - j);
+      Loops<T> tile = loops;
+      tile.axes = axes.data();
+      tile.out += i * axes[across].out + j * axes[inner].out;
+      tile.a += i * axes[across].a + j * axes[inner].a;
+      tile.b += i * axes[across].b + j * axes[inner].b;
+      run(tile);
+    }
+  }
+}
+
+template <typename T>
+void run_all(const Loops<T>& loops) {
+  const auto across = transposed_axis(Axes(loops.axes, loops.axes + loops.rank));
+  across ? run_tiled(loops, *across) : run(loops);
 }
 
 template <typename T>
@@ -97,7 +138,7 @@ void combine_loops(Into into, const at::Tensor& out, at::IntArrayRef sizes, at::
   const auto shared = std::find_if(axes.begin(), axes.end(), [](const Axis& x) { return x.out != 0; });
   int64_t work = 1;
   for (const Axis& x : axes) work *= x.n;
-  if (work < 2 * worth_a_thread || shared == axes.end()) return run(all);
+  if (work < 2 * worth_a_thread || shared == axes.end()) return run_all(all);
   const int64_t grain = std::max<int64_t>(1, worth_a_thread * shared->n / work);
   at::parallel_for(0, shared->n, grain, [&](int64_t begin, int64_t end) {
     Axes mine = axes;
@@ -107,7 +148,7 @@ void combine_loops(Into into, const at::Tensor& out, at::IntArrayRef sizes, at::
     part.a += begin * shared->a;
     part.b += begin * shared->b;
     part.axes = mine.data();
-    run(part);
+    run_all(part);
   });
 }
 
@@ -126,7 +167,6 @@ Sizes broadcast(const at::Tensor& a, const at::Tensor& b) {
 // Strides of a new tensor: axes in the order in which the larger factor has them, short ones outermost, so
 // that the loops over it are long.
 Strides layout(at::IntArrayRef sizes, const at::Tensor& a, const at::Tensor& b) {
-  constexpr int64_t short_axis = 8;
   const at::Tensor& like = a.numel() >= b.numel() ? a : b;
   const at::Tensor& other = a.numel() >= b.numel() ? b : a;
   Strides order(sizes.size()), key(sizes.size());
@@ -135,7 +175,7 @@ Strides layout(at::IntArrayRef sizes, const at::Tensor& a, const at::Tensor& b) 
     key[d] = like.size(order[d]) > 1 ? stride_of(like, d) : stride_of(other, d);
   }
   std::stable_sort(order.begin(), order.end(), [&](int64_t x, int64_t y) {
-    const bool sx = sizes[x] < short_axis, sy = sizes[y] < short_axis;
+    const bool sx = sizes[x] < kShort, sy = sizes[y] < kShort;
     return sx != sy ? sx : key[x] > key[y];
   });
   Strides strides(sizes.size());
@@ -192,6 +232,17 @@ at::Tensor blend(const at::Tensor& a, double alpha, const at::Tensor& b, double 
   const at::Tensor out = at::empty_strided(sizes, strides, a.options());
   combine(Into::write, out, sizes, strides, 0, a, {}, alpha);
   combine(Into::add, out, sizes, strides, 0, b, {}, beta);
+  return out;
+}
+
+at::Tensor with_long_loops(const at::Tensor& t) {
+  constexpr int64_t large = 4096;
+  if (t.dim() < 3 || t.numel() < large || t.size(-1) >= kShort || t.stride(-1) != 1 || !has_loops(t, {}))
+    return t;
+  const Sizes sizes(t.sizes().begin(), t.sizes().end());
+  const Strides strides = layout(sizes, t, t);
+  const at::Tensor out = at::empty_strided(sizes, strides, t.options());
+  combine(Into::write, out, sizes, strides, 0, t, {}, 1.0);
   return out;
 }
 

@@ -37,17 +37,33 @@ inline void put(T& out, T value) {
   out = kWrite ? value : out + value;
 }
 
+// Many partial sums, which stay in registers.
+template <typename T>
+T dot(const T* a, const T* b, int64_t n) {
+  constexpr int64_t kLanes = 32;
+  T partial[kLanes] = {};
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) {
+    for (int64_t l = 0; l < kLanes; ++l) partial[l] += a[i + l] * b[i + l];
+  }
+  T sum = 0;
+  for (; i < n; ++i) sum += a[i] * b[i];
+  for (int64_t half = kLanes / 2; half > 0; half /= 2) {
+    for (int64_t l = 0; l < half; ++l) partial[l] += partial[l + half];
+  }
+  return sum + partial[0];
+}
+
 template <typename T>
 T sum_of_products(const T* a, const T* b, const Axis& x) {
-  T sum = 0;
-  if (x.a == 1 && x.b == 1) {
-#pragma omp simd reduction(+ : sum)
-    for (int64_t i = 0; i < x.n; ++i) sum += a[i] * b[i];
-  } else {
-#pragma omp simd reduction(+ : sum)
-    for (int64_t i = 0; i < x.n; ++i) sum += a[i * x.a] * b[i * x.b];
+  if (x.a == 1 && x.b == 1) return dot(a, b, x.n);
+  T even = 0, odd = 0;
+  int64_t i = 0;
+  for (; i + 1 < x.n; i += 2) {
+    even += a[i * x.a] * b[i * x.b];
+    odd += a[(i + 1) * x.a] * b[(i + 1) * x.b];
   }
-  return sum;
+  return even + odd + (i < x.n ? a[i * x.a] * b[i * x.b] : T(0));
 }
 
 template <bool kWrite, typename T>
@@ -65,8 +81,12 @@ void innermost(T* __restrict out, const T* a, const T* b, const Axis& x, T alpha
     } else {
       for (int64_t i = 0; i < x.n; ++i) put<kWrite>(out[i * x.out], scale * f[i * step]);
     }
-  } else if (x.out == 1 && x.a == 1 && x.b == 1) {
-    for (int64_t i = 0; i < x.n; ++i) put<kWrite>(out[i], alpha * a[i] * b[i]);
+  } else if (x.a == 1 && x.b == 1) {
+    if (x.out == 1) {
+      for (int64_t i = 0; i < x.n; ++i) put<kWrite>(out[i], alpha * a[i] * b[i]);
+    } else {
+      for (int64_t i = 0; i < x.n; ++i) put<kWrite>(out[i * x.out], alpha * a[i] * b[i]);
+    }
   } else {
     for (int64_t i = 0; i < x.n; ++i) put<kWrite>(out[i * x.out], alpha * a[i * x.a] * b[i * x.b]);
   }
