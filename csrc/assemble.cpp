@@ -12,7 +12,7 @@ namespace hesse {
 namespace {
 
 // Seeds are cut into chunks when a sweep would hold more seed-sized memory than this at once ...
-constexpr int64_t kBudgetBytes = int64_t{64} << 20;
+constexpr int64_t kBudgetBytes = int64_t{32} << 20;
 // ... and, down to kCacheSeeds, so that each tangent stays in the processor's cache.
 constexpr int64_t kPieceBytes = int64_t{3} << 20;
 constexpr int64_t kCacheSeeds = 256;
@@ -33,6 +33,21 @@ Layout layout_of(const std::vector<Tensor>& inputs) {
     layout.total += x.numel();
   }
   return layout;
+}
+
+// Where a chunk of about `chunk` seeds from `begin` on best ends: at the border of an input or of one of its
+// axes, so that its seeds are few boxes. It may be shorter or longer by a half.
+int64_t aligned_end(const std::vector<Tensor>& inputs, const Layout& layout, int64_t begin, int64_t chunk) {
+  const int64_t end = std::min(begin + chunk, layout.total);
+  if (end == layout.total) return end;
+  const int i = layout.input_of(end);
+  int64_t stride = layout.size[i];
+  for (int64_t d = 0; d <= inputs[i].dim(); ++d) {
+    const int64_t aligned = layout.begin[i] + (end - layout.begin[i] + stride / 2) / stride * stride;
+    if (2 * (aligned - begin) >= chunk && 2 * (aligned - begin) <= 3 * chunk) return aligned;
+    if (d < inputs[i].dim()) stride /= inputs[i].size(d);
+  }
+  return end;
 }
 
 // One block under construction, rows of input i by elements of input j.
@@ -170,7 +185,8 @@ Blocks hessian(Linearization& lin, const HessianOptions& options, HessianReport&
   Assembly assembly(lin, layout, symmetric);
   int64_t begin = 0;
   while (begin < layout.total) {
-    const int64_t end = std::min(begin + chunk, layout.total);
+    const int64_t end = options.chunk_size ? std::min(begin + chunk, layout.total)
+                                           : aligned_end(lin.inputs, layout, begin, chunk);
     const int64_t K = end - begin;
     Half half;
     if (symmetric) {

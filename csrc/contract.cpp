@@ -91,8 +91,8 @@ bool thin(int64_t left, int64_t right, bool batched, int64_t work) {
 }
 
 bool wants_upper(const Landing& at, const Axes& left, const Axes& right, int64_t rows, int64_t cols) {
-  constexpr int64_t worthwhile = 256;
-  if (!at.upper || rows < worthwhile || cols < worthwhile) return false;
+  constexpr int64_t least_rows = 32, least_columns = 256;
+  if (!at.upper || rows < least_rows || cols < least_columns) return false;
   for (int64_t d : left) {
     if (at.dims[d].vs != 0) return false;
   }
