@@ -52,13 +52,23 @@ Seeds directions(const Linearization& lin, const MaybeTensors& dxs, int64_t K) {
   };
 }
 
+// Whether the autograd rule ran seeds one after another in this step.
+bool looped(const Local& l) {
+  return l.driven.push_loops || l.driven.pull_loops || l.driven.curve_loops || (l.inner && looped(*l.inner));
+}
+
 py::dict report_of(const Handle& h) {
-  std::map<std::string, int64_t> native, autograd;
-  for (const Step& step : h.lin.graph.steps) ++(step.rule->native ? native : autograd)[step.name];
+  std::map<std::string, int64_t> native, autograd, loops;
+  for (size_t s = 0; s < h.lin.graph.steps.size(); ++s) {
+    const Step& step = h.lin.graph.steps[s];
+    ++(step.rule->native ? native : autograd)[step.name];
+    if (looped(h.lin.locals[s])) ++loops[step.name];
+  }
   py::dict d;
   d["steps"] = h.lin.graph.steps.size();
   d["native_ops"] = native;
   d["autograd_ops"] = autograd;
+  d["looped_ops"] = loops;
   d["symmetric"] = h.lin.graph.symmetric;
   const Ledger& l = h.report.ledger;
   d["core_elements"] = l.core_elements;

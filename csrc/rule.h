@@ -52,6 +52,13 @@ struct Local {
   std::vector<Tensor> memo;      // values that a rule derived in one sweep and reuses in the next
   std::shared_ptr<Local> inner;  // CopySlices: the op that was applied in place to a view
 
+  // What the autograd rule knows of its step: the adjoint of the outputs, and which verbs run one seed after
+  // another because they cannot be batched.
+  struct {
+    std::vector<Tensor> gy;
+    bool push_loops = false, pull_loops = false, curve_loops = false;
+  } driven;
+
   size_t inputs() const { return active.size(); }
   Tensor unpack(const torch::autograd::SavedVariable& v) const;
 };
@@ -74,6 +81,10 @@ void add_rule(const std::string& name, Rule rule);
 const Rule* find_rule(const std::string& name);
 std::vector<std::string> rule_names();
 const Rule& autograd_rule();
+
+// Whether a node is PyTorch's own: the true gradient of its forward, linear in what flows back, and without
+// code of the user's.
+bool is_own(const Node& node);
 
 // Each family registers itself; called once when the module loads.
 namespace rules {

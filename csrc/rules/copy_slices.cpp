@@ -41,8 +41,8 @@ const Rule& inner_rule(Local& l) {
 }
 
 void save(Local& l) {
-  if (!expressible(l)) return;
   auto& n = node<CopySlices>(l);
+  if (!n.fn || !expressible(l)) return;
   const Geometry g = view_of(l);
   l.inner = std::make_shared<Local>();
   Local& inner = *l.inner;
