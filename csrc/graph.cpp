@@ -143,6 +143,7 @@ Graph build_graph(const std::vector<Tensor>& outputs, const std::vector<Tensor>&
       }
       step.in.push_back(slot);
       if (slot < 0) continue;
+      graph.slots[slot].used = true;
       curved_below = curved_below || graph.slots[slot].curved_below;
       last_input = std::max(last_input, graph.slots[slot].last_input);
     }
@@ -171,6 +172,7 @@ Graph build_graph(const std::vector<Tensor>& outputs, const std::vector<Tensor>&
   for (const Key& root : roots) {
     const auto it = slot_at.find(root);
     graph.outputs.push_back(it == slot_at.end() ? -1 : it->second);
+    if (it != slot_at.end()) graph.slots[it->second].used = true;
   }
   return graph;
 }

@@ -26,6 +26,7 @@ Local make_local(const Graph& graph, const Step& step) {
   }
   local.wanted = local.active;
   for (int o : step.out) {
+    local.used.push_back(o >= 0 && graph.slots[o].used);
     local.out_shape.push_back(o >= 0 ? graph.slots[o].shape : Shape{});
     local.out_options.push_back(o >= 0 ? graph.slots[o].options : at::TensorOptions());
   }

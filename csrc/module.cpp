@@ -52,17 +52,13 @@ Seeds directions(const Linearization& lin, const MaybeTensors& dxs, int64_t K) {
   };
 }
 
-// Whether the autograd rule ran seeds one after another in this step.
-bool looped(const Local& l) {
-  return l.driven.push_loops || l.driven.pull_loops || l.driven.curve_loops || (l.inner && looped(*l.inner));
-}
-
 py::dict report_of(const Handle& h) {
   std::map<std::string, int64_t> native, autograd, loops;
   for (size_t s = 0; s < h.lin.graph.steps.size(); ++s) {
     const Step& step = h.lin.graph.steps[s];
     ++(step.rule->native ? native : autograd)[step.name];
-    if (looped(h.lin.locals[s])) ++loops[step.name];
+    const Local& local = h.lin.locals[s];
+    if (local.driven.looped || (local.inner && local.inner->driven.looped)) ++loops[step.name];
   }
   py::dict d;
   d["steps"] = h.lin.graph.steps.size();

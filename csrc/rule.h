@@ -44,6 +44,7 @@ struct Local {
   std::vector<Shape> in_shape;   // per input; empty for an inactive one
   std::vector<bool> active;      // per input: depends on our inputs
   std::vector<bool> wanted;      // per input: pull and curve need to produce it
+  std::vector<bool> used;        // per output: what lies above reads it
   std::vector<Shape> out_shape;  // per output
   std::vector<at::TensorOptions> out_options;
   std::vector<Tensor> saved;     // what `save` unpacked
@@ -52,11 +53,11 @@ struct Local {
   std::vector<Tensor> memo;      // values that a rule derived in one sweep and reuses in the next
   std::shared_ptr<Local> inner;  // CopySlices: the op that was applied in place to a view
 
-  // What the autograd rule knows of its step: the adjoint of the outputs, and which verbs run one seed after
-  // another because they cannot be batched.
+  // What the autograd rule keeps of its step.
   struct {
-    std::vector<Tensor> gy;
-    bool push_loops = false, pull_loops = false, curve_loops = false;
+    std::vector<Tensor> gy;                                            // the adjoint of the outputs
+    bool push_loops = false, pull_loops = false, curve_loops = false;  // known not to run as a batch
+    bool looped = false;  // seeds ran one after another, here or inside of an op
   } driven;
 
   size_t inputs() const { return active.size(); }

@@ -63,7 +63,7 @@ Recorded record(Local& l, const std::vector<Tensor>& gy, bool in_g) {
     Tensor g;
     if (o < gy.size() && gy[o].defined()) {
       g = gy[o].contiguous().alias();
-    } else if (in_g && l.out_options[o].has_dtype()) {
+    } else if (in_g && l.used[o]) {
       g = at::zeros(l.out_shape[o], l.out_options[o].requires_grad(std::nullopt));
     }
     if (in_g && g.defined() && !g.requires_grad()) g.requires_grad_(true);
@@ -115,6 +115,27 @@ std::vector<Node*> nodes_of(const Recorded& r) {
   return order;
 }
 
+// Drops the nodes that do not lead to the op's own edges; false when b itself does not.
+bool keep_curved(const Recorded& r, std::vector<Node*>& nodes) {
+  std::set<Key> own(r.inputs.begin(), r.inputs.end());
+  own.insert(r.outputs.begin(), r.outputs.end());
+  std::unordered_set<Node*> leads;
+  auto reaches = [&](const torch::autograd::Edge& edge) {
+    return edge.is_valid() && (r.stops.count({edge.function.get(), edge.input_nr})
+                                   ? own.count({edge.function.get(), edge.input_nr})
+                                   : leads.count(edge.function.get()));
+  };
+  auto idle = [&](Node* node) {
+    const bool any = std::any_of(node->next_edges().begin(), node->next_edges().end(), reaches);
+    if (any) leads.insert(node);
+    return !any;
+  };
+  nodes.erase(std::remove_if(nodes.begin(), nodes.end(), idle), nodes.end());
+  return std::any_of(r.b.begin(), r.b.end(), [&](const Tensor& b) {
+    return b.defined() && b.requires_grad() && reaches(torch::autograd::impl::gradient_edge(b));
+  });
+}
+
 // Gradients of sum_i <b_i, cotangents_i> at the stops.
 std::map<Key, Tensor> walk(const Recorded& r, const std::vector<Node*>& nodes,
                            const variable_list& cotangents) {
@@ -138,7 +159,7 @@ std::map<Key, Tensor> walk(const Recorded& r, const std::vector<Node*>& nodes,
   }
   for (auto node = nodes.rbegin(); node != nodes.rend(); ++node) {
     const auto buffer = buffers.find(*node);
-    if (buffer == buffers.end() || (*node)->num_outputs() == 0) continue;  // a leaf that nobody asked for
+    if (buffer == buffers.end()) continue;
     variable_list out = call(**node, std::move(buffer->second));
     for (size_t i = 0; i < out.size(); ++i) deposit((*node)->next_edge(i), out[i]);
   }
@@ -151,7 +172,8 @@ struct Body {
   const std::vector<Shape>& out_shape;
   std::vector<bool> wanted;  // per output
   bool own;                  // runs nodes of PyTorch's own only
-  bool& loops;               // remembered of the step
+  bool& loops;               // remembered of the step: does not run as a batch
+  bool& looped;              // told of the step
 };
 
 variable_list one_by_one(const SeedFunction& f, const variable_list& rows, int64_t begin, int64_t end) {
@@ -185,7 +207,7 @@ variable_list at_once(const Body& body, const variable_list& rows, int64_t seeds
     variable_list part;
     for (const Tensor& r : rows) part.push_back(r.defined() ? r.narrow(0, k, n) : r);
     Batched out = batched(body.f, part);
-    body.loops = body.loops || out.looped;
+    body.looped = body.looped || out.looped;
     parts.push_back(std::move(out.rows));
   }
   variable_list joined;
@@ -209,8 +231,7 @@ variable_list at_once(const Body& body, const variable_list& rows, int64_t seeds
 // A step that was refused once is not tried again. With grad mode on, the ops inside of a batched one are
 // recorded as any others: what vmap adds is views and ops that autograd knows.
 variable_list run(const Body& body, const variable_list& rows, int64_t seeds, int64_t bytes_per_seed) {
-  if (seeds > 1 && !body.own) body.loops = true;
-  if (seeds > 1 && !body.loops) {
+  if (seeds > 1 && body.own && !body.loops) {
     try {
       return at_once(body, rows, seeds, bytes_per_seed);
     } catch (const c10::OutOfMemoryError&) {
@@ -221,6 +242,7 @@ variable_list run(const Body& body, const variable_list& rows, int64_t seeds, in
       body.loops = true;
     }
   }
+  body.looped = body.looped || seeds > 1;
   return one_by_one(body.f, rows, 0, seeds);
 }
 
@@ -296,13 +318,14 @@ Tangents push(Local& l, const Tangents& dx) {
     for (size_t o = 0; o < grads.size(); ++o) dy[out_index[o]] = grads[o];
     return dy;
   };
-  return per_seed(dx, {vjp_in_g, l.out_shape, wanted, all_own(nodes_of(r)), l.driven.push_loops});
+  return per_seed(
+      dx, {vjp_in_g, l.out_shape, wanted, all_own(nodes_of(r)), l.driven.push_loops, l.driven.looped});
 }
 
 Tangents pull(Local& l, const Tangents& dgy) {
   const AutogradScope scope(c10::GradMode::is_enabled());
   auto b = [&](const variable_list& slice) { return call(*l.node, slice); };
-  return per_seed(dgy, {b, l.in_shape, l.wanted, is_own(*l.node), l.driven.pull_loops});
+  return per_seed(dgy, {b, l.in_shape, l.wanted, is_own(*l.node), l.driven.pull_loops, l.driven.looped});
 }
 
 Tangents curve(Local& l, const std::vector<Tensor>& gy, const Tangents& dx) {
@@ -310,7 +333,8 @@ Tangents curve(Local& l, const std::vector<Tensor>& gy, const Tangents& dx) {
   const AutogradScope scope(true);
   const Recorded r = record(l, gy, /*in_g=*/false);
   const c10::AutoGradMode mode(create_graph);
-  const std::vector<Node*> nodes = nodes_of(r);
+  std::vector<Node*> nodes = nodes_of(r);
+  if (!keep_curved(r, nodes)) return Tangents(l.inputs());  // the op is linear
   auto vjp_in_x = [&](const variable_list& slice) {
     variable_list cotangents(r.b.size());
     for (size_t i = 0; i < slice.size() && i < r.b.size(); ++i) {
@@ -334,8 +358,8 @@ Tangents curve(Local& l, const std::vector<Tensor>& gy, const Tangents& dx) {
     }
     return dgx;
   };
-  return per_seed(dx,
-                  {vjp_in_x, l.in_shape, l.wanted, is_own(*l.node) && all_own(nodes), l.driven.curve_loops});
+  return per_seed(dx, {vjp_in_x, l.in_shape, l.wanted, is_own(*l.node) && all_own(nodes),
+                       l.driven.curve_loops, l.driven.looped});
 }
 
 }  // namespace

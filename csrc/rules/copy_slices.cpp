@@ -53,6 +53,7 @@ void save(Local& l) {
   inner.in_shape[0] = g.size;
   inner.out_shape = {g.size};
   inner.out_options = l.out_options;
+  inner.used = l.used;
   const Rule& rule = inner_rule(l);
   if (rule.save) rule.save(inner);
   Tensor outside = at::ones(l.out_shape[0], l.out_options[0].requires_grad(std::nullopt));
