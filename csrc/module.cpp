@@ -160,11 +160,19 @@ void bind_tangent(py::module_& m) {
       });
 }
 
+bool forget_error() {
+  const py::gil_scoped_acquire gil;
+  if (PyErr_Occurred() && !PyErr_ExceptionMatches(PyExc_Exception)) return false;
+  PyErr_Clear();
+  return true;
+}
+
 }  // namespace
 
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.doc() = "The engine of hesse: linearize a recorded graph, sweep it, assemble its Hessian.";
   register_rules();
+  forget_python_error = forget_error;
   py::register_exception<Unsupported>(m, "Unsupported", PyExc_RuntimeError);
   m.attr("torch_version") = TORCH_VERSION;
   m.def("rule_names", &rule_names, "Autograd nodes with a native rule.");

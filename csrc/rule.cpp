@@ -83,6 +83,8 @@ void register_rules() {
   rules::pooling();
 }
 
+bool (*forget_python_error)() = [] { return true; };
+
 AutogradScope::AutogradScope(bool grad_mode)
     : keys_(c10::impl::tls_local_dispatch_key_set()), grad_mode_(c10::GradMode::is_enabled()) {
   c10::impl::LocalDispatchKeySet keys = keys_;

@@ -239,6 +239,7 @@ variable_list run(const Body& body, const variable_list& rows, int64_t seeds, in
     } catch (const Unsupported&) {
       throw;
     } catch (const std::exception&) {  // an error of the op itself, the loop meets again
+      if (!forget_python_error()) throw;
       body.loops = true;
     }
   }
