@@ -1,12 +1,10 @@
 #include "graph.h"
 
 #include <ATen/ATen.h>
-#include <torch/csrc/autograd/custom_function.h>
 #include <torch/csrc/autograd/variable.h>
 
 #include <algorithm>
 #include <map>
-#include <typeinfo>
 #include <unordered_map>
 
 namespace hesse {
@@ -39,14 +37,6 @@ void refuse_hooks(Node& node) {
   if (!node.pre_hooks().empty() || !node.tensor_pre_hooks().empty() || !node.post_hooks().empty()) {
     throw Unsupported("a hook on " + node.name() + " may change its gradient");
   }
-}
-
-// Nodes that PyTorch generates from derivatives.yaml, and its few hand-written ones, are true gradients; a
-// user's are what they are.
-bool is_true_gradient(const Node& node) {
-  const std::string type = typeid(node).name();
-  return type.find("generated") != std::string::npos || type.find("CopySlices") != std::string::npos ||
-         type.find("CopyBackwards") != std::string::npos;
 }
 
 }  // namespace
@@ -137,7 +127,7 @@ Graph build_graph(const std::vector<Tensor>& outputs, const std::vector<Tensor>&
     step.node = share(*node);
     step.name = node->name();
     step.rule = find_rule(step.name);
-    if (!is_true_gradient(*node)) {
+    if (!is_own(*node)) {
       graph.symmetric = false;
       step.rule = nullptr;
     }
@@ -153,6 +143,7 @@ Graph build_graph(const std::vector<Tensor>& outputs, const std::vector<Tensor>&
       }
       step.in.push_back(slot);
       if (slot < 0) continue;
+      graph.slots[slot].used = true;
       curved_below = curved_below || graph.slots[slot].curved_below;
       last_input = std::max(last_input, graph.slots[slot].last_input);
     }
@@ -181,6 +172,7 @@ Graph build_graph(const std::vector<Tensor>& outputs, const std::vector<Tensor>&
   for (const Key& root : roots) {
     const auto it = slot_at.find(root);
     graph.outputs.push_back(it == slot_at.end() ? -1 : it->second);
+    if (it != slot_at.end()) graph.slots[it->second].used = true;
   }
   return graph;
 }

@@ -26,6 +26,7 @@ Local make_local(const Graph& graph, const Step& step) {
   }
   local.wanted = local.active;
   for (int o : step.out) {
+    local.used.push_back(o >= 0 && graph.slots[o].used);
     local.out_shape.push_back(o >= 0 ? graph.slots[o].shape : Shape{});
     local.out_options.push_back(o >= 0 ? graph.slots[o].options : at::TensorOptions());
   }
@@ -71,6 +72,7 @@ std::vector<Tangent> reverse(Linearization& lin, const std::function<bool(const 
       if (gy[o].terms.size() > 1) gy[o] = from_value(value(gy[o]));
       if (keep && step.rule->curve) lin.adjoints[s][o] = value(gy[o]);
     }
+    if (keep && !step.rule->native) local.driven.gy = lin.adjoints[s];
     if (!any) continue;
     bool go = false;
     for (size_t i = 0; i < step.in.size(); ++i) {

@@ -2,8 +2,11 @@
 
 #include <ATen/ATen.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
+#include <torch/csrc/autograd/functions/tensor.h>
 
 #include <map>
+#include <string_view>
+#include <typeinfo>
 
 namespace hesse {
 
@@ -52,6 +55,21 @@ const Rule& autograd_rule() {
   return rule;
 }
 
+// All that derivatives.yaml generates lies in one namespace, whose mangled name is the start of a node's; the
+// hand-written nodes that carry gradients are named one by one. Any other is a user's (a custom Function of
+// Python or C++, an op of torch.library) or may not be differentiable at all.
+bool is_own(const Node& node) {
+  using torch::autograd::CopyBackwards;
+  using torch::autograd::CopySlices;
+  const std::type_info& type = typeid(node);
+  if (type == typeid(CopySlices)) {
+    const auto& fn = static_cast<const CopySlices&>(node).fn;  // what was done in place; null once released
+    return !fn || is_own(*fn);
+  }
+  return type == typeid(CopyBackwards) ||
+         std::string_view(type.name()).starts_with("N5torch8autograd9generated");
+}
+
 void register_rules() {
   rules::elementwise();
   rules::binary();
@@ -66,6 +84,8 @@ void register_rules() {
   rules::convolution();
   rules::pooling();
 }
+
+bool (*forget_python_error)() = [] { return true; };
 
 AutogradScope::AutogradScope(bool grad_mode)
     : keys_(c10::impl::tls_local_dispatch_key_set()), grad_mode_(c10::GradMode::is_enabled()) {

@@ -41,8 +41,8 @@ const Rule& inner_rule(Local& l) {
 }
 
 void save(Local& l) {
-  if (!expressible(l)) return;
   auto& n = node<CopySlices>(l);
+  if (!n.fn || !expressible(l)) return;
   const Geometry g = view_of(l);
   l.inner = std::make_shared<Local>();
   Local& inner = *l.inner;
@@ -53,6 +53,7 @@ void save(Local& l) {
   inner.in_shape[0] = g.size;
   inner.out_shape = {g.size};
   inner.out_options = l.out_options;
+  inner.used = l.used;
   const Rule& rule = inner_rule(l);
   if (rule.save) rule.save(inner);
   Tensor outside = at::ones(l.out_shape[0], l.out_options[0].requires_grad(std::nullopt));
