@@ -15,7 +15,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from bench import measure, memory, report
+from bench import measure, memory, report, summary
 from bench.peers import PEERS, Peer, Refusal
 from bench.problems import PROBLEMS
 from bench.run import Neighbours, Row, Run, settings
@@ -36,7 +36,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--dtype", choices=DTYPES, default="float32")
     p.add_argument("--threads", type=int, default=2, help="threads, and processors, to use (2)")
     p.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    p.add_argument("--out", type=Path, metavar="FOLDER", help="for results.jsonl and times.png")
+    p.add_argument(
+        "--out", type=Path, metavar="FOLDER", help="for results.jsonl, .md and times.png"
+    )
     p.add_argument("--quick", action="store_true", help="two sizes each, no compile, no memory")
     p.add_argument("--no-memory", action="store_true", help="leave peak memory out")
     p.add_argument("--check", action="store_true", help="only agreement, float64, small sizes")
@@ -76,7 +78,8 @@ def _measure_and_report(
         options.out.mkdir(parents=True, exist_ok=True)
         report.write_json(run, options.out / "results.jsonl")
         report.plot(run, options.out / "times.png")
-        console.print(f"Wrote results.jsonl and times.png to {options.out}")
+        summary.write(run, options.out / "results.md")
+        console.print(f"Wrote results.jsonl, results.md and times.png to {options.out}")
     return int(any(_ours_is_wrong(row) for row in run.rows))
 
 
