@@ -2,8 +2,10 @@
 
 #include "kernels/combine.h"
 #include "ledger.h"
+#include "workspace.h"
 
 #include <ATen/ATen.h>
+#include <c10/core/GradMode.h>
 
 #include <algorithm>
 
@@ -57,12 +59,28 @@ bool monotone(const Axes& axes, const Landing& at, int64_t Dim::* stride) {
   return true;
 }
 
+// lhs @ rhs, [batch, rows, columns].
+Tensor matrix_product(const Tensor& lhs, const Tensor& rhs) {
+  const bool single = lhs.size(0) == 1;
+  if (c10::GradMode::is_enabled()) {
+    return single ? at::mm(lhs.squeeze(0), rhs.squeeze(0)).unsqueeze(0) : at::bmm(lhs, rhs);
+  }
+  Tensor out = fresh({lhs.size(0), lhs.size(1), rhs.size(2)}, lhs.options());
+  if (single) {
+    Tensor matrix = out.squeeze(0);
+    at::mm_out(matrix, lhs.squeeze(0), rhs.squeeze(0));
+  } else {
+    at::bmm_out(out, lhs, rhs);
+  }
+  return out;
+}
+
 // lhs @ rhs, only where the column lies on or beyond the row's diagonal.
 Tensor upper_product(const Tensor& lhs, const Tensor& rhs, const Axes& left, const Axes& right,
                      const Landing& at) {
   constexpr int64_t block_rows = 128;
   const int64_t rows = lhs.size(0), cols = rhs.size(1);
-  Tensor out = at::empty({rows, cols}, lhs.options());
+  Tensor out = fresh({rows, cols}, lhs.options());
   for (int64_t r = 0; r < rows; r += block_rows) {
     const int64_t r_end = std::min(r + block_rows, rows);
     const int64_t k = at.k0 + position(r, left, at, &Dim::ks);
@@ -165,7 +183,7 @@ Tensor product_in_the_middle(const Product& p, const Shape& sizes) {
   const Tensor a = grouped(p.a, outer, p.summed, inner);
   if (!a.is_alias_of(p.a) || a.stride(2) != 1) return {};
   const Tensor b = grouped(p.b, {}, p.right, p.summed);
-  return unflattened(at::bmm(b.expand({a.size(0), out, rows}), a), {&outer, &p.right, &inner}, sizes);
+  return unflattened(matrix_product(b.expand({a.size(0), out, rows}), a), {&outer, &p.right, &inner}, sizes);
 }
 
 }  // namespace
@@ -235,7 +253,7 @@ Tensor contract(Tensor a, Tensor b, const Shape& sizes, const std::vector<bool>&
     c = upper_product(lhs.squeeze(0), rhs.squeeze(0), p.left, p.right, *landing);
   } else {
     if (seeded) ledger().flops += 2 * work;
-    c = p.batch.empty() ? at::mm(lhs.squeeze(0), rhs.squeeze(0)) : at::bmm(lhs, rhs);
+    c = matrix_product(lhs, rhs);
   }
   return unflattened(c, {&p.batch, &p.left, &p.right}, sizes);
 }

@@ -2,6 +2,7 @@
 
 #include "kernels/combine.h"
 #include "ledger.h"
+#include "workspace.h"
 
 #include <ATen/ATen.h>
 #include <c10/core/GradMode.h>
@@ -284,7 +285,7 @@ Tensor dense(const Tangent& t, int64_t k_begin, int64_t k_end) {
   }
   if (!written) {
     reserve();
-    out = at::zeros(size, t.options);
+    out = fresh(size, t.options).zero_();
   } else if (out.storage().use_count() > 1 || !out.is_contiguous()) {
     reserve();
     out = out.clone(at::MemoryFormat::Contiguous);

@@ -1,6 +1,7 @@
 #include "kernels/combine.h"
 
 #include "combine_loops.h"
+#include "workspace.h"
 
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
@@ -220,7 +221,7 @@ at::Tensor multiply(const at::Tensor& a, const at::Tensor& b, double alpha) {
   }
   const Sizes sizes = broadcast(a, b);
   const Strides strides = layout(sizes, a, b);
-  const at::Tensor out = at::empty_strided(sizes, strides, a.options());
+  const at::Tensor out = fresh(sizes, strides, a.options());
   combine(Into::write, out, sizes, strides, 0, a, b, alpha);
   return out;
 }
@@ -229,7 +230,7 @@ at::Tensor blend(const at::Tensor& a, double alpha, const at::Tensor& b, double 
   if (!has_loops(a, b)) return at::add(alpha == 1.0 ? a : at::mul(a, alpha), b, beta);
   const Sizes sizes = broadcast(a, b);
   const Strides strides = layout(sizes, a, b);
-  const at::Tensor out = at::empty_strided(sizes, strides, a.options());
+  const at::Tensor out = fresh(sizes, strides, a.options());
   combine(Into::write, out, sizes, strides, 0, a, {}, alpha);
   combine(Into::add, out, sizes, strides, 0, b, {}, beta);
   return out;
@@ -241,7 +242,7 @@ at::Tensor with_long_loops(const at::Tensor& t) {
     return t;
   const Sizes sizes(t.sizes().begin(), t.sizes().end());
   const Strides strides = layout(sizes, t, t);
-  const at::Tensor out = at::empty_strided(sizes, strides, t.options());
+  const at::Tensor out = fresh(sizes, strides, t.options());
   combine(Into::write, out, sizes, strides, 0, t, {}, 1.0);
   return out;
 }
@@ -253,7 +254,7 @@ at::Tensor dot(const at::Tensor& a, const at::Tensor& b, const std::vector<bool>
     if (reduce[d]) kept[d] = 1;
   }
   Strides strides = layout(kept, a, b);
-  const at::Tensor out = at::empty_strided(kept, strides, a.options());
+  const at::Tensor out = fresh(kept, strides, a.options());
   for (size_t d = 0; d < kept.size(); ++d) {
     if (reduce[d]) strides[d] = 0;
   }

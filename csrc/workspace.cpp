@@ -1,0 +1,104 @@
+#include "workspace.h"
+
+#include <ATen/ATen.h>
+#include <ATen/EmptyTensor.h>
+#include <c10/core/Allocator.h>
+#include <c10/core/impl/alloc_cpu.h>
+
+#include <algorithm>
+#include <mutex>
+#include <vector>
+
+namespace hesse {
+
+namespace {
+
+constexpr size_t kLarge = size_t{1} << 20;  // below, malloc reuses memory well enough
+constexpr size_t kKept = size_t{64} << 20;  // idle bytes
+constexpr size_t kHeader = 64;              // keeps the data aligned for vectors
+
+// A block is its size, then the data.
+size_t& size_of(void* data) { return *reinterpret_cast<size_t*>(static_cast<char*>(data) - kHeader); }
+
+void report(void* data, int64_t bytes) {
+  if (c10::memoryProfilingEnabled())
+    c10::reportMemoryUsageToProfiler(data, bytes, 0, 0, c10::Device(at::kCPU));
+}
+
+class Workspace final : public c10::Allocator {
+ public:
+  c10::DataPtr allocate(size_t n) override {
+    void* data = take(n);
+    if (!data) {
+      char* block = static_cast<char*>(c10::alloc_cpu(n + kHeader));
+      data = block + kHeader;
+      size_of(data) = n;
+    }
+    report(data, static_cast<int64_t>(size_of(data)));
+    return {data, data, &give_back, c10::Device(at::kCPU)};
+  }
+  c10::DeleterFnPtr raw_deleter() const override { return &give_back; }
+  void copy_data(void* to, const void* from, size_t n) const override { default_copy_data(to, from, n); }
+
+  // Lives as long as the process: tensors may outlive every other static.
+  static Workspace& get() {
+    static auto* const workspace = new Workspace;
+    return *workspace;
+  }
+
+ private:
+  // The smallest idle block that is not much too large.
+  void* take(size_t n) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    auto best = idle_.end();
+    for (auto it = idle_.begin(); it != idle_.end(); ++it) {
+      const size_t size = size_of(*it);
+      if (size >= n && size <= n + n / 4 && (best == idle_.end() || size < size_of(*best))) best = it;
+    }
+    if (best == idle_.end()) return nullptr;
+    void* data = *best;
+    idle_.erase(best);
+    kept_ -= size_of(data);
+    return data;
+  }
+
+  static void give_back(void* data) {
+    report(data, -static_cast<int64_t>(size_of(data)));
+    Workspace& w = get();
+    std::vector<void*> surplus;
+    {
+      const std::lock_guard<std::mutex> lock(w.mutex_);
+      w.idle_.push_back(data);
+      w.kept_ += size_of(data);
+      while (w.kept_ > kKept) {  // the oldest go first
+        surplus.push_back(w.idle_.front());
+        w.kept_ -= size_of(w.idle_.front());
+        w.idle_.erase(w.idle_.begin());
+      }
+    }
+    for (void* block : surplus) c10::free_cpu(static_cast<char*>(block) - kHeader);
+  }
+
+  std::mutex mutex_;
+  std::vector<void*> idle_;  // oldest first
+  size_t kept_ = 0;
+};
+
+}  // namespace
+
+at::Tensor fresh(at::IntArrayRef size, at::IntArrayRef stride, const at::TensorOptions& options) {
+  const auto type = c10::typeMetaToScalarType(options.dtype());
+  const size_t bytes = static_cast<size_t>(c10::multiply_integers(size)) * c10::elementSize(type);
+  if (bytes < kLarge || !options.device().is_cpu()) return at::empty_strided(size, stride, options);
+  return at::detail::empty_strided_generic(size, stride, &Workspace::get(),
+                                           c10::DispatchKeySet(c10::DispatchKey::CPU), type);
+}
+
+at::Tensor fresh(at::IntArrayRef size, const at::TensorOptions& options) {
+  c10::SmallVector<int64_t, 6> stride(size.size());
+  int64_t step = 1;
+  for (size_t a = size.size(); a-- > 0; step *= size[a]) stride[a] = step;
+  return fresh(size, stride, options);
+}
+
+}  // namespace hesse
