@@ -11,6 +11,7 @@
 //
 // That holds at x, not around it where a factor is zero. When the Hessian is to be differentiated again, the
 // products that leave out one element and two are formed instead.
+#include "picks.h"
 #include "reduction.h"
 
 namespace hesse::rules {
@@ -42,10 +43,10 @@ Tangent running_sum(const Tangent& t, const Line& line, bool transpose) {
     const Tensor triangle = at::ones({line.n, line.n}, t.options).tril();
     return view(einsum(view(t, line.shape), "ojq", triangle, transpose ? "ji" : "ij", "oiq"), line.in);
   }
-  const int64_t dim = line.axis + 1;
-  return map_rows(t, line.in, [&](const Tensor& rows) {
-    return transpose ? rows.flip(dim).cumsum(dim).flip(dim) : rows.cumsum(dim);
-  });
+  auto along = [transpose](const Tensor& rows, const Tensor&) {
+    return transpose ? rows.flip(2).cumsum(2).flip(2) : rows.cumsum(2);
+  };
+  return view(map_axes(view(t, line.shape), {1}, {line.n}, along), line.in);
 }
 
 Tensor running_sum_back(const Tensor& t, int64_t axis) {
@@ -271,27 +272,22 @@ void logcumsumexp() {
 
 template <class N>
 void picked(const char* name) {
-  auto index = [](Local& l, const Tensor& rows) {
-    Shape size{rows.size(0)};
-    size.append(l.saved[0].sizes().begin(), l.saved[0].sizes().end());
-    return l.saved[0].unsqueeze(0).expand(size);
-  };
   Rule rule;
-  rule.save = [](Local& l) { l.saved = {l.unpack(node<N>(l).indices_)}; };
-  rule.push = [index](Local& l, const Tangents& dx) -> Tangents {
+  rule.save = [](Local& l) {  // [outer, inner, picked]
     const Line line = line_of(l, node<N>(l).dim);
-    if (line.in.empty()) return {dx[0]};
-    return {map_rows(dx[0], l.out_shape[0],
-                     [&](const Tensor& rows) { return rows.gather(line.axis + 1, index(l, rows)); })};
+    const Tensor index = l.unpack(node<N>(l).indices_);
+    l.saved = {index.reshape({line.shape[0], -1, line.shape[2]}).transpose(1, 2)};
   };
-  rule.pull = [index](Local& l, const Tangents& dgy) -> Tangents {
+  rule.push = [](Local& l, const Tangents& dx) -> Tangents {
     const Line line = line_of(l, node<N>(l).dim);
-    if (line.in.empty()) return {dgy[0]};
-    return {map_rows(dgy[0], line.in, [&](const Tensor& rows) {
-      Shape size{rows.size(0)};
-      size.append(line.in.begin(), line.in.end());
-      return at::zeros(size, rows.options()).scatter_add(line.axis + 1, index(l, rows), rows);
-    })};
+    const Tensor& index = l.saved[0];
+    return {view(map_axes(view(dx[0], line.shape), {1}, {index.size(2)}, gather_last, index), l.out_shape[0])};
+  };
+  rule.pull = [](Local& l, const Tangents& dgy) -> Tangents {
+    const Line line = line_of(l, node<N>(l).dim);
+    const Tensor& index = l.saved[0];
+    const Tangent g = view(dgy[0], {line.shape[0], index.size(2), line.shape[2]});
+    return {view(map_axes(g, {1}, {line.n}, scatter_last(line.n), index), line.in)};
   };
   add_rule(name, std::move(rule));
 }

@@ -287,9 +287,20 @@ void views() {
   {
     Rule rule;
     auto flip = [](Local& l, const Tangent& t) -> Tangents {
-      Shape dims;
-      for (int64_t d : node<gen::FlipBackward0>(l).dims) dims.push_back(wrap(d, l.in_shape[0].size()) + 1);
-      return {map_rows(t, l.in_shape[0], [&](const Tensor& rows) { return at::flip(rows, dims); })};
+      const Shape& shape = l.in_shape[0];
+      std::vector<bool> flipped(shape.size(), false);
+      for (int64_t d : node<gen::FlipBackward0>(l).dims) {
+        if (!shape.empty()) flipped[wrap(d, shape.size())] = true;
+      }
+      Shape axes, sizes, dims;
+      for (size_t a = 0; a < shape.size(); ++a) {
+        if (!flipped[a]) continue;
+        dims.push_back(static_cast<int64_t>(axes.size()) + 2);
+        axes.push_back(static_cast<int64_t>(a));
+        sizes.push_back(shape[a]);
+      }
+      return {map_axes(t, axes, sizes,
+                       [&](const Tensor& rows, const Tensor&) { return at::flip(rows, dims); })};
     };
     rule.push = [flip](Local& l, const Tangents& dx) { return flip(l, dx[0]); };
     rule.pull = [flip](Local& l, const Tangents& dgy) { return flip(l, dgy[0]); };
