@@ -99,6 +99,12 @@ std::map<Key, Tensor> walk(const variable_list& roots, const variable_list& cota
   return found;
 }
 
+// Contiguous from the start of its memory: some backwards read strided views that count from there.
+Tensor from_start(const Tensor& t) {
+  const Tensor c = t.contiguous();
+  return c.storage_offset() == 0 ? c : c.clone();
+}
+
 // The recorded backward of the node: fresh cotangents g and b(g).
 struct Recorded {
   variable_list g;
@@ -110,7 +116,7 @@ Recorded record(Local& l, const std::vector<Tensor>& gy) {
   for (size_t o = 0; o < l.out_shape.size(); ++o) {
     Tensor g;
     if (!gy.empty()) {
-      if (gy[o].defined()) g = gy[o].contiguous().alias();
+      if (gy[o].defined()) g = from_start(gy[o]).alias();
     } else if (l.out_options[o].has_dtype()) {
       g = at::zeros(l.out_shape[o], l.out_options[o].requires_grad(std::nullopt)).requires_grad_(true);
     }
@@ -143,7 +149,7 @@ Tangents per_seed(const Tangents& in, const std::vector<Shape>& out_shape,
   std::vector<variable_list> stacks(out_shape.size());
   for (int64_t k = first; k < last; ++k) {
     variable_list slice;
-    for (const Tensor& r : rows) slice.push_back(r.defined() ? r.select(0, k - first) : Tensor());
+    for (const Tensor& r : rows) slice.push_back(r.defined() ? from_start(r.select(0, k - first)) : Tensor());
     const variable_list out = f(slice);
     for (size_t o = 0; o < out_shape.size(); ++o) {
       if (o < out.size() && out[o].defined()) stacks[o].push_back(out[o]);
