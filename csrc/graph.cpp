@@ -2,10 +2,13 @@
 
 #include <ATen/ATen.h>
 #include <torch/csrc/autograd/custom_function.h>
+#include <torch/csrc/autograd/functions/tensor.h>
+#include <torch/csrc/autograd/generated/Functions.h>
 #include <torch/csrc/autograd/variable.h>
 
 #include <algorithm>
 #include <map>
+#include <set>
 #include <typeinfo>
 #include <unordered_map>
 
@@ -13,6 +16,7 @@ namespace hesse {
 
 namespace {
 
+namespace gen = torch::autograd::generated;
 using Key = std::pair<Node*, uint32_t>;
 
 const torch::autograd::InputMetadata& checked(const Node& node, uint32_t i) {
@@ -41,15 +45,60 @@ void refuse_hooks(Node& node) {
   }
 }
 
+// A write through a view that names an element twice keeps one of two values, but its backward sends the
+// gradient to both.
+bool writes_twice(const Node& node) {
+  Geometry g;
+  auto fill = [&g](c10::SymIntArrayRef size, c10::SymIntArrayRef stride) {
+    for (const c10::SymInt& n : size) g.size.push_back(n.expect_int());
+    for (const c10::SymInt& n : stride) g.stride.push_back(n.expect_int());
+  };
+  if (const auto* slices = dynamic_cast<const torch::autograd::CopySlices*>(&node)) {
+    fill(slices->view.sym_sizes(), slices->view.sym_strides());
+  } else if (const auto* scatter = dynamic_cast<const gen::AsStridedScatterBackward0*>(&node)) {
+    fill(scatter->size, scatter->stride);
+  }
+  return overlaps(g);
+}
+
 // Nodes that PyTorch generates from derivatives.yaml, and its few hand-written ones, are true gradients; a
 // user's are what they are.
 bool is_true_gradient(const Node& node) {
   const std::string type = typeid(node).name();
-  return type.find("generated") != std::string::npos || type.find("CopySlices") != std::string::npos ||
-         type.find("CopyBackwards") != std::string::npos;
+  const auto* slices = dynamic_cast<const torch::autograd::CopySlices*>(&node);
+  if (slices && slices->fn && !is_true_gradient(*slices->fn)) return false;
+  return (type.find("generated") != std::string::npos || slices ||
+          type.find("CopyBackwards") != std::string::npos) &&
+         !writes_twice(node);
+}
+
+// The rule of the node's name where it covers this node, else the autograd rule.
+const Rule* rule_of(const Graph& graph, const Step& step) {
+  const Rule* rule = find_rule(step.name);
+  if (rule && rule->covers) {
+    Local local = local_of(graph, step);
+    if (!rule->covers(local)) rule = nullptr;
+  }
+  return rule ? rule : &autograd_rule();
 }
 
 }  // namespace
+
+Local local_of(const Graph& graph, const Step& step) {
+  Local local;
+  local.node = step.node.get();
+  for (int i : step.in) {
+    local.active.push_back(i >= 0);
+    local.in_shape.push_back(i >= 0 ? graph.slots[i].shape : Shape{});
+  }
+  local.wanted = local.active;
+  for (int o : step.out) {
+    local.out_shape.push_back(o >= 0 ? graph.slots[o].shape : Shape{});
+    local.out_options.push_back(o >= 0 ? graph.slots[o].options : at::TensorOptions());
+    local.used.push_back(o >= 0 && graph.slots[o].used);
+  }
+  return local;
+}
 
 Graph build_graph(const std::vector<Tensor>& outputs, const std::vector<Tensor>& inputs) {
   Graph graph;
@@ -128,6 +177,10 @@ Graph build_graph(const std::vector<Tensor>& outputs, const std::vector<Tensor>&
     }
   }
 
+  std::set<Key> used(roots.begin(), roots.end());
+  for (Node* node : order) {
+    for (const auto& edge : node->next_edges()) used.insert({edge.function.get(), edge.input_nr});
+  }
   for (Node* node : order) {
     refuse_hooks(*node);
     if (node->name() == "CheckpointFunctionBackward") {
@@ -136,14 +189,7 @@ Graph build_graph(const std::vector<Tensor>& outputs, const std::vector<Tensor>&
     Step step;
     step.node = share(*node);
     step.name = node->name();
-    step.rule = find_rule(step.name);
-    if (!is_true_gradient(*node)) {
-      graph.symmetric = false;
-      step.rule = nullptr;
-    }
-    if (!step.rule) step.rule = &autograd_rule();
-    const bool curved = static_cast<bool>(step.rule->curve);
-    bool curved_below = curved;
+    bool curved_below = false;
     int last_input = -1;
     for (const auto& edge : node->next_edges()) {
       int slot = -1;
@@ -163,11 +209,18 @@ Graph build_graph(const std::vector<Tensor>& outputs, const std::vector<Tensor>&
         continue;
       }
       Slot slot = slot_of(checked(*node, o));
-      slot.curved_below = curved_below;
       slot.last_input = last_input;
+      slot.used = used.count({node, o}) > 0;
       step.out.push_back(static_cast<int>(graph.slots.size()));
       slot_at[{node, o}] = step.out.back();
       graph.slots.push_back(std::move(slot));
+    }
+    const bool true_gradient = is_true_gradient(*node);
+    graph.symmetric = graph.symmetric && true_gradient;
+    step.rule = true_gradient ? rule_of(graph, step) : &autograd_rule();
+    curved_below = curved_below || step.rule->curve;
+    for (int o : step.out) {
+      if (o >= 0) graph.slots[o].curved_below = curved_below;
     }
     graph.steps.push_back(std::move(step));
   }

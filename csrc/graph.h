@@ -19,11 +19,12 @@ struct Slot {
   bool curved_below = false;  // a step with curvature lies between the inputs and this value
   bool curved_above = false;  // ... between this value and the outputs
   int last_input = -1;        // the largest input index this value depends on
+  bool used = false;          // an active step or an output depends on it
 };
 
 struct Step {
   NodePtr node;
-  const Rule* rule = nullptr;
+  const Rule* rule = nullptr;  // the node's own where there is one and it covers the node
   std::string name;
   std::vector<int> in;   // slot of each input of the op, -1: does not depend on our inputs
   std::vector<int> out;  // slot of each output, -1: unused
@@ -38,5 +39,7 @@ struct Graph {
 };
 
 Graph build_graph(const std::vector<Tensor>& outputs, const std::vector<Tensor>& inputs);
+// What a step's rule is to see, of which nothing is unpacked yet.
+Local local_of(const Graph& graph, const Step& step);
 
 }  // namespace hesse

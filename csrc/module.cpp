@@ -160,7 +160,9 @@ void bind_tangent(py::module_& m) {
            })
       .def("map_rows",  // by the matrix w[out, in] on flat values
            [](const Tangent& t, const Tensor& w) {
-             return map_rows(t, {w.size(0)}, [&](const Tensor& rows) { return rows.reshape({rows.size(0), -1}).matmul(w.t()); });
+             return map_rows(t, {w.size(0)}, [&](const Tensor& rows) {
+               return rows.reshape({rows.size(0), -1}).matmul(w.t());
+             });
            })
       .def("add",
            [](const Tangent& t, const Tangent& other) {

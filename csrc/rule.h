@@ -46,6 +46,7 @@ struct Local {
   std::vector<bool> wanted;      // per input: pull and curve need to produce it
   std::vector<Shape> out_shape;  // per output
   std::vector<at::TensorOptions> out_options;
+  std::vector<bool> used;        // per output: something depends on it
   std::vector<Tensor> saved;     // what `save` unpacked
   std::vector<Factor> first;     // elementwise: df/dx_i
   std::vector<Factor> second;    // elementwise: d2f/dx_i dx_j at [i * inputs + j]
@@ -57,9 +58,11 @@ struct Local {
 };
 
 struct Rule {
+  using Covers = std::function<bool(Local&)>;
   using Save = std::function<void(Local&)>;
   using Linear = std::function<Tangents(Local&, const Tangents&)>;
   using Curve = std::function<Tangents(Local&, const std::vector<Tensor>& gy, const Tangents& dx)>;
+  Covers covers;  // whether this node, of which nothing is unpacked yet, is the rule's; absent: always
   Save save;
   Linear push;  // one tangent per output
   Linear pull;  // one tangent per input; those not wanted are left empty (K = 0)

@@ -292,6 +292,16 @@ bool resolve(const Geometry& g, c10::IntArrayRef shape, Shape& axis, Shape& step
   return true;
 }
 
+Tensor strided_rows(const Tensor& rows, const Geometry& g) {
+  const int64_t numel = numel_of(rows.sizes().slice(1));
+  Shape size{rows.size(0)}, stride{numel};
+  size.append(g.size.begin(), g.size.end());
+  stride.append(g.stride.begin(), g.stride.end());
+  return rows.as_strided(size, stride, rows.storage_offset() + g.offset);
+}
+
+}  // namespace
+
 bool overlaps(const Geometry& g) {
   c10::SmallVector<std::pair<int64_t, int64_t>, 6> dims;
   for (size_t j = 0; j < g.size.size(); ++j) {
@@ -305,16 +315,6 @@ bool overlaps(const Geometry& g) {
   }
   return false;
 }
-
-Tensor strided_rows(const Tensor& rows, const Geometry& g) {
-  const int64_t numel = numel_of(rows.sizes().slice(1));
-  Shape size{rows.size(0)}, stride{numel};
-  size.append(g.size.begin(), g.size.end());
-  stride.append(g.stride.begin(), g.stride.end());
-  return rows.as_strided(size, stride, rows.storage_offset() + g.offset);
-}
-
-}  // namespace
 
 Tangent take(Tangent t, const Geometry& g) {
   if (numel_of(g.size) == 0) return zero_like(t, g.size);
@@ -498,8 +498,7 @@ Tensor rows_of(const Term& term, const Placement& p, const Parts& parts, const A
   // The values fill the rows: no zeros are needed, and where one factor is all there is, no copy.
   Shape order(term.rank());
   for (int64_t d = 0; d < term.rank(); ++d) order[d] = d;
-  std::stable_sort(order.begin(), order.end(),
-                   [&](int64_t x, int64_t y) { return stride[x] > stride[y]; });
+  std::stable_sort(order.begin(), order.end(), [&](int64_t x, int64_t y) { return stride[x] > stride[y]; });
   const bool both = term.coef.defined() && term.core.defined();
   if (both) reserve();
   const Tensor whole = both ? at::mul(term.coef, term.core) : term.coef.defined() ? term.coef : term.core;

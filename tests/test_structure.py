@@ -196,7 +196,7 @@ def test_the_seeds_of_later_layers_stay_out_of_earlier_ones():
         inputs = randn(2, 1, 3, 3), randn(width, 2, 3, 3), randn(4, width)
         return explained(f, *inputs).flops
 
-    # Seeds of the second layer grow with its width; what they would cost there grows with its square.
+    # Seeds of the second layer grow with its width; in the layer itself they would cost its square.
     assert flops(16) <= 2.3 * flops(8)
 
 

@@ -19,7 +19,7 @@ namespace {
 using N = gen::ConvolutionBackward0;
 
 struct Conv {
-  Shape from, to;                            // sizes of space before and after
+  Shape from, to;                           // sizes of space before and after
   Shape kernel, stride, padding, dilation;  // per axis of space
   int64_t groups = 1;
   bool transposed = false;
@@ -59,14 +59,10 @@ Conv conv_of(Local& l) {
   auto& n = node<N>(l);
   const Shape x = shape_of(l, 0), w = shape_of(l, 1), &y = l.out_shape[0];
   const size_t rank = x.size() - 2;
-  return {Shape(x.begin() + 2, x.end()),
-          Shape(y.begin() + 2, y.end()),
-          Shape(w.begin() + 2, w.end()),
-          per_axis(n.stride, rank),
-          per_axis(n.padding, rank),
-          per_axis(n.dilation, rank),
-          n.groups.expect_int(),
-          n.transposed};
+  return {Shape(x.begin() + 2, x.end()), Shape(y.begin() + 2, y.end()),
+          Shape(w.begin() + 2, w.end()), per_axis(n.stride, rank),
+          per_axis(n.padding, rank),     per_axis(n.dilation, rank),
+          n.groups.expect_int(),         n.transposed};
 }
 
 // [B, C, *space] with its channels in groups: [B, G, C / G, *space].
@@ -82,9 +78,7 @@ Shape flat(const Shape& shape, const Conv& c) {
 }
 
 // w as [G, o, c, k], of a transposed convolution [G, c, o, k].
-Shape flat_weight(const Shape& w, const Conv& c) {
-  return {c.groups, w[0] / c.groups, w[1], c.taps()};
-}
+Shape flat_weight(const Shape& w, const Conv& c) { return {c.groups, w[0] / c.groups, w[1], c.taps()}; }
 
 const char* weight_axes(const Conv& c) { return c.transposed ? "gcok" : "gock"; }
 
@@ -117,8 +111,7 @@ Tensor unfolded(const Tensor& x, const Conv& c) {
     after.push_back((c.to[i] - 1) * step[i] + c.reach(i) + 1 - n - before[i]);
     if (c.transposed) flip.push_back(static_cast<int64_t>(i) + 2);
   }
-  const Tensor padded =
-      pad_space(c.transposed ? spaced(x, c.stride) : x, before, after).contiguous();
+  const Tensor padded = pad_space(c.transposed ? spaced(x, c.stride) : x, before, after).contiguous();
   Shape size{x.size(0), x.size(1)}, stride{padded.stride(0), padded.stride(1)};
   for (size_t i = 0; i < c.rank(); ++i) {
     size.push_back(c.kernel[i]);
@@ -193,8 +186,8 @@ Tangent convolve(const Tangent& t, const Tensor& w, const Conv& c, const Shape& 
     }
     return convolved(rows.reshape(images), known.flatten(0, 1), c, D).reshape(result);
   };
-  return view(map_axes(view(t, grouped(t.shape, c)), axes, Shape(y.begin() + 2, y.end()), f, w.reshape(weight)),
-              out);
+  return view(
+      map_axes(view(t, grouped(t.shape, c)), axes, Shape(y.begin() + 2, y.end()), f, w.reshape(weight)), out);
 }
 
 Shape bias_shape(const Local& l) {
