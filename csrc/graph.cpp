@@ -17,6 +17,7 @@ namespace hesse {
 namespace {
 
 namespace gen = torch::autograd::generated;
+using torch::autograd::CopySlices;
 using Key = std::pair<Node*, uint32_t>;
 
 const torch::autograd::InputMetadata& checked(const Node& node, uint32_t i) {
@@ -53,10 +54,12 @@ bool writes_twice(const Node& node) {
     for (const c10::SymInt& n : size) g.size.push_back(n.expect_int());
     for (const c10::SymInt& n : stride) g.stride.push_back(n.expect_int());
   };
-  if (const auto* slices = dynamic_cast<const torch::autograd::CopySlices*>(&node)) {
-    fill(slices->view.sym_sizes(), slices->view.sym_strides());
-  } else if (const auto* scatter = dynamic_cast<const gen::AsStridedScatterBackward0*>(&node)) {
-    fill(scatter->size, scatter->stride);
+  if (typeid(node) == typeid(CopySlices)) {
+    const auto& slices = static_cast<const CopySlices&>(node);
+    fill(slices.view.sym_sizes(), slices.view.sym_strides());
+  } else if (typeid(node) == typeid(gen::AsStridedScatterBackward0)) {
+    const auto& scatter = static_cast<const gen::AsStridedScatterBackward0&>(node);
+    fill(scatter.size, scatter.stride);
   }
   return overlaps(g);
 }
@@ -64,12 +67,13 @@ bool writes_twice(const Node& node) {
 // Nodes that PyTorch generates from derivatives.yaml, and its few hand-written ones, are true gradients; a
 // user's are what they are.
 bool is_true_gradient(const Node& node) {
+  if (writes_twice(node)) return false;
+  if (typeid(node) == typeid(CopySlices)) {
+    const auto& slices = static_cast<const CopySlices&>(node);
+    return !slices.fn || is_true_gradient(*slices.fn);
+  }
   const std::string type = typeid(node).name();
-  const auto* slices = dynamic_cast<const torch::autograd::CopySlices*>(&node);
-  if (slices && slices->fn && !is_true_gradient(*slices->fn)) return false;
-  return (type.find("generated") != std::string::npos || slices ||
-          type.find("CopyBackwards") != std::string::npos) &&
-         !writes_twice(node);
+  return type.find("generated") != std::string::npos || type.find("CopyBackwards") != std::string::npos;
 }
 
 // The rule of the node's name where it covers this node, else the autograd rule.
@@ -177,9 +181,12 @@ Graph build_graph(const std::vector<Tensor>& outputs, const std::vector<Tensor>&
     }
   }
 
-  std::set<Key> used(roots.begin(), roots.end());
+  std::set<Key> used(roots.begin(), roots.end());  // of several outputs: a single one always is
   for (Node* node : order) {
-    for (const auto& edge : node->next_edges()) used.insert({edge.function.get(), edge.input_nr});
+    for (const auto& edge : node->next_edges()) {
+      if (edge.is_valid() && edge.function->num_inputs() > 1)
+        used.insert({edge.function.get(), edge.input_nr});
+    }
   }
   for (Node* node : order) {
     refuse_hooks(*node);
@@ -210,7 +217,7 @@ Graph build_graph(const std::vector<Tensor>& outputs, const std::vector<Tensor>&
       }
       Slot slot = slot_of(checked(*node, o));
       slot.last_input = last_input;
-      slot.used = used.count({node, o}) > 0;
+      slot.used = node->num_inputs() == 1 || used.count({node, o}) > 0;
       step.out.push_back(static_cast<int>(graph.slots.size()));
       slot_at[{node, o}] = step.out.back();
       graph.slots.push_back(std::move(slot));

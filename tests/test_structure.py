@@ -164,6 +164,15 @@ def test_images_that_do_not_meet_stay_apart(name):
     assert large.gemms == small.gemms
 
 
+@pytest.mark.parametrize("name", IMAGES)
+def test_images_cut_into_chunks_are_the_same_images(name):
+    w, v = randn(4, 2, 3, 3), randn(2, 4, 3, 3)
+    f = lambda x: IMAGES[name](x, w, v).sum()  # noqa: E731
+    x = randn(3, 2, 4, 4) / 2
+    for chunk_size in (40, 7):  # one image and a part of the next; a part of a row
+        torch.testing.assert_close(hesse.hessian(f, x, chunk_size=chunk_size), stock(f, x))
+
+
 def test_channels_that_do_not_meet_stay_apart():
     w = randn(6, 1, 3, 3)
     one, many = (
