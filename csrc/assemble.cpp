@@ -11,8 +11,11 @@ namespace hesse {
 
 namespace {
 
-// Seed-sized memory a sweep may hold at once before its seeds are cut into chunks.
-constexpr int64_t kBudgetBytes = int64_t{64} << 20;
+// Seeds are cut into chunks when a sweep would hold more seed-sized memory than this at once ...
+constexpr int64_t kBudgetBytes = int64_t{32} << 20;
+// ... and, down to kCacheSeeds, so that each tangent stays in the processor's cache.
+constexpr int64_t kPieceBytes = int64_t{3} << 20;
+constexpr int64_t kCacheSeeds = 256;
 
 struct Layout {
   std::vector<int64_t> size, begin;  // per input: elements, first seed
@@ -30,6 +33,21 @@ Layout layout_of(const std::vector<Tensor>& inputs) {
     layout.total += x.numel();
   }
   return layout;
+}
+
+// Where a chunk of about `chunk` seeds from `begin` on best ends: at the border of an input or of one of its
+// axes, so that its seeds are few boxes. It may be shorter or longer by a half.
+int64_t aligned_end(const std::vector<Tensor>& inputs, const Layout& layout, int64_t begin, int64_t chunk) {
+  const int64_t end = std::min(begin + chunk, layout.total);
+  if (end == layout.total) return end;
+  const int i = layout.input_of(end);
+  int64_t stride = layout.size[i];
+  for (int64_t d = 0; d <= inputs[i].dim(); ++d) {
+    const int64_t aligned = layout.begin[i] + (end - layout.begin[i] + stride / 2) / stride * stride;
+    if (2 * (aligned - begin) >= chunk && 2 * (aligned - begin) <= 3 * chunk) return aligned;
+    if (d < inputs[i].dim()) stride /= inputs[i].size(d);
+  }
+  return end;
 }
 
 // One block under construction, rows of input i by elements of input j.
@@ -82,6 +100,11 @@ void Assembly::add_term(const Term& term, size_t i, size_t j, bool whole) {
   if (!block.flat.defined() && whole && !lin.create_graph) {
     block.flat = adoptable(term, rows, cols);
     if (block.flat.defined()) return;
+  }
+  if (!block.flat.defined() && term.coverage() == rows * cols && !lin.create_graph) {
+    block.flat = at::empty({rows, cols}, options);
+    write_into(block.flat, term, 0, cols);
+    return;
   }
   block.open(rows, cols, options);
   add_into(block.flat, term, 0, cols);
@@ -157,11 +180,13 @@ Blocks hessian(Linearization& lin, const HessianOptions& options, HessianReport&
   Ledger& ledger = report.ledger;
   const LedgerScope scope(ledger);
   ledger.budget_bytes = options.chunk_size ? 0 : kBudgetBytes;
+  const bool cached = !options.chunk_size && lin.inputs[0].device().is_cpu();
 
   Assembly assembly(lin, layout, symmetric);
   int64_t begin = 0;
   while (begin < layout.total) {
-    const int64_t end = std::min(begin + chunk, layout.total);
+    const int64_t end = options.chunk_size ? std::min(begin + chunk, layout.total)
+                                           : aligned_end(lin.inputs, layout, begin, chunk);
     const int64_t K = end - begin;
     Half half;
     if (symmetric) {
@@ -181,6 +206,7 @@ Blocks hessian(Linearization& lin, const HessianOptions& options, HessianReport&
         }
       }
     };
+    ledger.piece_bytes = cached && K >= 2 * kCacheSeeds ? kPieceBytes : 0;
     const Ledger before = ledger;
     try {
       std::vector<Tangent> rows = sweep_hessian(lin, K, seeds, half);
@@ -193,7 +219,8 @@ Blocks hessian(Linearization& lin, const HessianOptions& options, HessianReport&
       if (K == 1) {
         ledger.budget_bytes = 0;  // one seed is the least there is
       } else {
-        chunk = std::clamp<int64_t>(K * e.budget_bytes / (2 * e.wanted_bytes), 1, K / 2);
+        const int64_t least = ledger.piece_bytes ? kCacheSeeds : 1;
+        chunk = std::clamp<int64_t>(K * e.allowed_bytes / (2 * e.wanted_bytes), least, K / 2);
       }
     } catch (const c10::OutOfMemoryError&) {
       ledger = before;

@@ -1,5 +1,6 @@
 #include "contract.h"
 
+#include "kernels/combine.h"
 #include "ledger.h"
 
 #include <ATen/ATen.h>
@@ -82,9 +83,16 @@ Tensor upper_product(const Tensor& lhs, const Tensor& rhs, const Axes& left, con
   return out;
 }
 
+// Products so small, or so thin and many, that a matrix product costs more in overhead than in arithmetic.
+constexpr int64_t most_in_one_pass = int64_t{1} << 20;
+bool thin(int64_t left, int64_t right, bool batched, int64_t work) {
+  constexpr int64_t small_work = 4096, small_result = 16;
+  return work <= small_work || (batched && (left == 1 || right == 1 || left * right <= small_result));
+}
+
 bool wants_upper(const Landing& at, const Axes& left, const Axes& right, int64_t rows, int64_t cols) {
-  constexpr int64_t worthwhile = 256;
-  if (!at.upper || rows < worthwhile || cols < worthwhile) return false;
+  constexpr int64_t least_rows = 32, least_columns = 256;
+  if (!at.upper || rows < least_rows || cols < least_columns) return false;
   for (int64_t d : left) {
     if (at.dims[d].vs != 0) return false;
   }
@@ -94,32 +102,87 @@ bool wants_upper(const Landing& at, const Axes& left, const Axes& right, int64_t
   return monotone(left, at, &Dim::ks) && monotone(right, at, &Dim::vs);
 }
 
+// Two factors, and their axes by what becomes of them.
+struct Product {
+  Tensor a, b;
+  Axes batch, summed, left, right;  // in both; in both and gone; in a; in b
+};
+
+void swap_factors(Product& p) {
+  std::swap(p.a, p.b);
+  std::swap(p.left, p.right);
+}
+
+void sort_by_memory(Axes& axes, const Tensor& f) {
+  std::stable_sort(axes.begin(), axes.end(),
+                   [&f](int64_t x, int64_t y) { return f.stride(x) > f.stride(y); });
+}
+
+// Orders the result's memory as the Hessian's, with the seeds as rows.
+void sort_by_landing(Product& p, const Landing& landing) {
+  auto later = [&landing](int64_t x, int64_t y) {
+    const Dim &s = landing.dims[x], &t = landing.dims[y];
+    return s.ks != t.ks ? s.ks > t.ks : s.vs > t.vs;
+  };
+  auto seeded = [&landing](const Axes& axes) {
+    return std::any_of(axes.begin(), axes.end(), [&](int64_t d) { return landing.dims[d].ks != 0; });
+  };
+  std::stable_sort(p.left.begin(), p.left.end(), later);
+  std::stable_sort(p.right.begin(), p.right.end(), later);
+  if (seeded(p.right) && !seeded(p.left)) swap_factors(p);
+}
+
+// The result of a product of flattened axes, with one axis per dimension again.
+Tensor unflattened(const Tensor& c, std::initializer_list<const Axes*> groups, const Shape& sizes) {
+  Shape shape;
+  Axes order(sizes.size(), -1);
+  int64_t position = 0;
+  for (const Axes* axes : groups) {
+    for (int64_t d : *axes) {
+      shape.push_back(sizes[d]);
+      order[d] = position++;
+    }
+  }
+  for (int64_t& at : order) {
+    if (at >= 0) continue;
+    shape.push_back(1);
+    at = position++;
+  }
+  return c.reshape(shape).permute(order);
+}
+
+// A small b acts on axes in the middle of a, [outer, summed, inner]. One product per outer element leaves a
+// where it lies, where one product in all would first have to copy it. Undefined where that is not the case.
+Tensor product_in_the_middle(const Product& p, const Shape& sizes) {
+  constexpr int64_t worth_a_product = 2048;  // multiplications
+  if (!p.batch.empty() || p.summed.empty() || p.right.empty()) return {};
+  const int64_t step = p.a.stride(p.summed.back());
+  Axes outer, inner;
+  for (int64_t d : p.left) (p.a.stride(d) > step ? outer : inner).push_back(d);
+  if (outer.empty() || inner.empty()) return {};
+  const int64_t rows = extent(p.a, p.summed), columns = extent(p.a, inner), out = extent(p.b, p.right);
+  if (rows * columns * out < worth_a_product || columns < 8 || p.b.numel() > p.a.numel()) return {};
+  const Tensor a = grouped(p.a, outer, p.summed, inner);
+  if (!a.is_alias_of(p.a) || a.stride(2) != 1) return {};
+  const Tensor b = grouped(p.b, {}, p.right, p.summed);
+  return unflattened(at::bmm(b.expand({a.size(0), out, rows}), a), {&outer, &p.right, &inner}, sizes);
+}
+
 }  // namespace
 
 Tensor contract(Tensor a, Tensor b, const Shape& sizes, const std::vector<bool>& reduce, bool seeded,
                 double& alpha, Landing* landing) {
   const bool may_be_upper = landing && landing->upper;
   if (landing) landing->upper = false;
-  const int64_t rank = static_cast<int64_t>(sizes.size());
-  Axes alone_a, alone_b, batch, summed, left, right;
-  for (int64_t d = 0; d < rank; ++d) {
+  Product p;
+  Axes alone_a, alone_b;
+  for (int64_t d = 0; d < static_cast<int64_t>(sizes.size()); ++d) {
     const bool in_a = varies(a, d), in_b = varies(b, d);
     if (reduce[d]) {
-      if (in_a && in_b) {
-        summed.push_back(d);
-      } else if (in_a) {
-        alone_a.push_back(d);
-      } else if (in_b) {
-        alone_b.push_back(d);
-      } else {
-        alpha *= static_cast<double>(sizes[d]);
-      }
-    } else if (in_a && in_b) {
-      batch.push_back(d);
-    } else if (in_a) {
-      left.push_back(d);
-    } else if (in_b) {
-      right.push_back(d);
+      if (!in_a && !in_b) alpha *= static_cast<double>(sizes[d]);
+      if (in_a || in_b) (in_a && in_b ? p.summed : in_a ? alone_a : alone_b).push_back(d);
+    } else if (in_a || in_b) {
+      (in_a && in_b ? p.batch : in_a ? p.left : p.right).push_back(d);
     }
   }
   if (!alone_a.empty()) {
@@ -132,76 +195,49 @@ Tensor contract(Tensor a, Tensor b, const Shape& sizes, const std::vector<bool>&
   }
   if (!a.defined()) return b;
   if (!b.defined()) return a;
-  int64_t out = 1;
-  for (const Axes* axes : {&batch, &left, &right}) {
-    for (int64_t d : *axes) out *= sizes[d];
-  }
+  p.a = a;
+  p.b = b;
+  const int64_t out = extent(a, p.batch) * extent(a, p.left) * extent(b, p.right);
   if (seeded) ledger().reserve(out, a.element_size());
-  if (summed.empty()) return at::mul(a, b);
+  if (p.summed.empty()) return kernels::multiply(a, b);
 
-  // Many thin products: one pass and a sum beat a matrix product per batch element.
-  constexpr int64_t one_pass = int64_t{1} << 20;
-  if (!batch.empty() && (left.empty() || right.empty()) && out * extent(a, summed) <= one_pass) {
-    if (seeded) ledger().flops += 2 * out * extent(a, summed);
-    return at::mul(a, b).sum(summed, /*keepdim=*/true);
+  const int64_t work = out * extent(a, p.summed);
+  const bool vector = !p.batch.empty() && (p.left.empty() || p.right.empty());
+  if (seeded && !vector) ledger().gemms += 1;
+  if (thin(extent(a, p.left), extent(b, p.right), !p.batch.empty(), work)) {
+    if (seeded) ledger().flops += 2 * work;
+    if (kernels::has_loops(a, b)) return kernels::dot(a, b, reduce);
+    if (work <= most_in_one_pass) return at::mul(a, b).sum(p.summed, /*keepdim=*/true);
   }
-  if (seeded) ledger().gemms += 1;
   // Axes of a group are ordered by memory so that flattening them is a view where possible.
-  auto by_stride = [](const Tensor& f) {
-    return [&f](int64_t x, int64_t y) { return f.stride(x) > f.stride(y); };
-  };
-  std::stable_sort(left.begin(), left.end(), by_stride(a));
-  std::stable_sort(right.begin(), right.end(), by_stride(b));
-  if (landing) {
-    auto by_landing = [landing](int64_t x, int64_t y) {
-      const Dim &p = landing->dims[x], &q = landing->dims[y];
-      return p.ks != q.ks ? p.ks > q.ks : p.vs > q.vs;
-    };
-    std::stable_sort(left.begin(), left.end(), by_landing);
-    std::stable_sort(right.begin(), right.end(), by_landing);
-    // Seeds index the rows.
-    const bool seeds_right =
-        std::any_of(right.begin(), right.end(), [&](int64_t d) { return landing->dims[d].ks != 0; });
-    const bool seeds_left =
-        std::any_of(left.begin(), left.end(), [&](int64_t d) { return landing->dims[d].ks != 0; });
-    if (seeds_right && !seeds_left) {
-      std::swap(a, b);
-      std::swap(left, right);
+  sort_by_memory(p.left, a);
+  sort_by_memory(p.right, b);
+  if (landing) sort_by_landing(p, *landing);
+  const Tensor large = a.numel() >= b.numel() ? a : b;
+  sort_by_memory(p.batch, large);
+  sort_by_memory(p.summed, large);
+  if (!landing) {
+    if (large.is_same(p.b)) swap_factors(p);
+    const Tensor c = product_in_the_middle(p, sizes);
+    if (c.defined()) {
+      if (seeded) ledger().flops += 2 * work;
+      return c;
     }
   }
-  const Tensor large = a.numel() >= b.numel() ? a : b;
-  std::stable_sort(batch.begin(), batch.end(), by_stride(large));
-  std::stable_sort(summed.begin(), summed.end(), by_stride(large));
-  const Tensor lhs = grouped(a, batch, left, summed);
-  const Tensor rhs = grouped(b, batch, summed, right);
+  const Tensor lhs = grouped(p.a, p.batch, p.left, p.summed);
+  const Tensor rhs = grouped(p.b, p.batch, p.summed, p.right);
   Tensor c;
-  if (may_be_upper && batch.empty()) {
+  if (may_be_upper && p.batch.empty()) {
     landing->upper = true;
-    landing->upper = wants_upper(*landing, left, right, lhs.size(1), rhs.size(2));
+    landing->upper = wants_upper(*landing, p.left, p.right, lhs.size(1), rhs.size(2));
   }
   if (landing && landing->upper) {
-    c = upper_product(lhs.squeeze(0), rhs.squeeze(0), left, right, *landing);
+    c = upper_product(lhs.squeeze(0), rhs.squeeze(0), p.left, p.right, *landing);
   } else {
-    if (seeded) ledger().flops += 2 * out * extent(a, summed);
-    c = batch.empty() ? at::mm(lhs.squeeze(0), rhs.squeeze(0)) : at::bmm(lhs, rhs);
+    if (seeded) ledger().flops += 2 * work;
+    c = p.batch.empty() ? at::mm(lhs.squeeze(0), rhs.squeeze(0)) : at::bmm(lhs, rhs);
   }
-
-  Shape unflat;
-  Axes order(rank, -1);
-  int64_t position = 0;
-  for (const Axes* axes : {&batch, &left, &right}) {
-    for (int64_t d : *axes) {
-      unflat.push_back(sizes[d]);
-      order[d] = position++;
-    }
-  }
-  for (int64_t d = 0; d < rank; ++d) {
-    if (order[d] < 0) {
-      unflat.push_back(1);
-      order[d] = position++;
-    }
-  }
-  return c.reshape(unflat).permute(order);
+  return unflattened(c, {&p.batch, &p.left, &p.right}, sizes);
 }
 
 }  // namespace hesse

@@ -1,23 +1,17 @@
 #include "graph.h"
 
 #include <ATen/ATen.h>
-#include <torch/csrc/autograd/custom_function.h>
-#include <torch/csrc/autograd/functions/tensor.h>
-#include <torch/csrc/autograd/generated/Functions.h>
 #include <torch/csrc/autograd/variable.h>
 
 #include <algorithm>
 #include <map>
 #include <set>
-#include <typeinfo>
 #include <unordered_map>
 
 namespace hesse {
 
 namespace {
 
-namespace gen = torch::autograd::generated;
-using torch::autograd::CopySlices;
 using Key = std::pair<Node*, uint32_t>;
 
 const torch::autograd::InputMetadata& checked(const Node& node, uint32_t i) {
@@ -44,36 +38,6 @@ void refuse_hooks(Node& node) {
   if (!node.pre_hooks().empty() || !node.tensor_pre_hooks().empty() || !node.post_hooks().empty()) {
     throw Unsupported("a hook on " + node.name() + " may change its gradient");
   }
-}
-
-// A write through a view that names an element twice keeps one of two values, but its backward sends the
-// gradient to both.
-bool writes_twice(const Node& node) {
-  Geometry g;
-  auto fill = [&g](c10::SymIntArrayRef size, c10::SymIntArrayRef stride) {
-    for (const c10::SymInt& n : size) g.size.push_back(n.expect_int());
-    for (const c10::SymInt& n : stride) g.stride.push_back(n.expect_int());
-  };
-  if (typeid(node) == typeid(CopySlices)) {
-    const auto& slices = static_cast<const CopySlices&>(node);
-    fill(slices.view.sym_sizes(), slices.view.sym_strides());
-  } else if (typeid(node) == typeid(gen::AsStridedScatterBackward0)) {
-    const auto& scatter = static_cast<const gen::AsStridedScatterBackward0&>(node);
-    fill(scatter.size, scatter.stride);
-  }
-  return overlaps(g);
-}
-
-// Nodes that PyTorch generates from derivatives.yaml, and its few hand-written ones, are true gradients; a
-// user's are what they are.
-bool is_true_gradient(const Node& node) {
-  if (writes_twice(node)) return false;
-  if (typeid(node) == typeid(CopySlices)) {
-    const auto& slices = static_cast<const CopySlices&>(node);
-    return !slices.fn || is_true_gradient(*slices.fn);
-  }
-  const std::string type = typeid(node).name();
-  return type.find("generated") != std::string::npos || type.find("CopyBackwards") != std::string::npos;
 }
 
 // The rule of the node's name where it covers this node, else the autograd rule.
@@ -222,9 +186,9 @@ Graph build_graph(const std::vector<Tensor>& outputs, const std::vector<Tensor>&
       slot_at[{node, o}] = step.out.back();
       graph.slots.push_back(std::move(slot));
     }
-    const bool true_gradient = is_true_gradient(*node);
-    graph.symmetric = graph.symmetric && true_gradient;
-    step.rule = true_gradient ? rule_of(graph, step) : &autograd_rule();
+    const bool own = is_own(*node);
+    graph.symmetric = graph.symmetric && own;
+    step.rule = own ? rule_of(graph, step) : &autograd_rule();
     curved_below = curved_below || step.rule->curve;
     for (int o : step.out) {
       if (o >= 0) graph.slots[o].curved_below = curved_below;

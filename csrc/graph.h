@@ -18,8 +18,8 @@ struct Slot {
   // Structure, filled by the graph:
   bool curved_below = false;  // a step with curvature lies between the inputs and this value
   bool curved_above = false;  // ... between this value and the outputs
+  bool used = false;          // a step or one of our outputs reads it
   int last_input = -1;        // the largest input index this value depends on
-  bool used = false;          // an active step or an output depends on it
 };
 
 struct Step {

@@ -19,8 +19,10 @@ LedgerScope::LedgerScope(Ledger& l) : previous_(current) { current = &l; }
 LedgerScope::~LedgerScope() { current = previous_; }
 
 void Ledger::reserve(int64_t elements, int64_t element_size) {
+  const int64_t piece = elements * element_size;
+  if (piece_bytes > 0 && piece > piece_bytes) throw ChunkTooLarge{piece, piece_bytes};
   core_elements += elements;
-  step_bytes += elements * element_size;
+  step_bytes += piece;
   const int64_t wanted = live_bytes + step_bytes;
   widest_bytes = std::max(widest_bytes, wanted);
   if (budget_bytes > 0 && wanted > budget_bytes) throw ChunkTooLarge{wanted, budget_bytes};

@@ -15,17 +15,18 @@ struct Ledger {
   int64_t live_bytes = 0;     // seed-sized bytes alive when the current step began
   int64_t widest_bytes = 0;
   int64_t widest_terms = 0;
-  int64_t budget_bytes = 0;  // 0: no limit
+  int64_t budget_bytes = 0;  // of all that is alive; 0: no limit
+  int64_t piece_bytes = 0;   // of one allocation; 0: no limit
   const char* op = "";       // the step that runs now
   std::set<std::string> densified;
 
-  // Call before an allocation of seed-sized memory; throws ChunkTooLarge when the budget does not allow it.
+  // Call before an allocation of seed-sized memory; throws ChunkTooLarge when a limit does not allow it.
   void reserve(int64_t elements, int64_t element_size);
 };
 
 struct ChunkTooLarge {
   int64_t wanted_bytes;
-  int64_t budget_bytes;
+  int64_t allowed_bytes;
 };
 
 // The ledger of the sweep that runs on this thread (a scratch one outside a sweep).

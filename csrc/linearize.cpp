@@ -56,6 +56,7 @@ std::vector<Tangent> reverse(Linearization& lin, const std::function<bool(const 
       if (gy[o].terms.size() > 1) gy[o] = from_value(value(gy[o]));
       if (keep && step.rule->curve) lin.adjoints[s][o] = value(gy[o]);
     }
+    if (keep && !step.rule->native) local.driven.gy = lin.adjoints[s];
     if (!any) continue;
     bool go = false;
     for (size_t i = 0; i < step.in.size(); ++i) {

@@ -53,12 +53,18 @@ Seeds directions(const Linearization& lin, const MaybeTensors& dxs, int64_t K) {
 }
 
 py::dict report_of(const Handle& h) {
-  std::map<std::string, int64_t> native, autograd;
-  for (const Step& step : h.lin.graph.steps) ++(step.rule->native ? native : autograd)[step.name];
+  std::map<std::string, int64_t> native, autograd, loops;
+  for (size_t s = 0; s < h.lin.graph.steps.size(); ++s) {
+    const Step& step = h.lin.graph.steps[s];
+    ++(step.rule->native ? native : autograd)[step.name];
+    const Local& local = h.lin.locals[s];
+    if (local.driven.looped || (local.inner && local.inner->driven.looped)) ++loops[step.name];
+  }
   py::dict d;
   d["steps"] = h.lin.graph.steps.size();
   d["native_ops"] = native;
   d["autograd_ops"] = autograd;
+  d["looped_ops"] = loops;
   d["symmetric"] = h.lin.graph.symmetric;
   const Ledger& l = h.report.ledger;
   d["core_elements"] = l.core_elements;
@@ -177,11 +183,19 @@ void bind_tangent(py::module_& m) {
       });
 }
 
+bool forget_error() {
+  const py::gil_scoped_acquire gil;
+  if (PyErr_Occurred() && !PyErr_ExceptionMatches(PyExc_Exception)) return false;
+  PyErr_Clear();
+  return true;
+}
+
 }  // namespace
 
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.doc() = "The engine of hesse: linearize a recorded graph, sweep it, assemble its Hessian.";
   register_rules();
+  forget_python_error = forget_error;
   py::register_exception<Unsupported>(m, "Unsupported", PyExc_RuntimeError);
   m.attr("torch_version") = TORCH_VERSION;
   m.def("rule_names", &rule_names, "Autograd nodes with a native rule.");

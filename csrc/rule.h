@@ -36,6 +36,7 @@ struct Factor {
 };
 
 Tangent scale(Tangent t, const Factor& f);
+bool same(const Factor& a, const Factor& b);
 Factor multiply(const Factor& f, const Tensor& value);
 
 // One step as its rule sees it. What a rule unpacks or derives from the node it keeps here, once.
@@ -44,14 +45,21 @@ struct Local {
   std::vector<Shape> in_shape;   // per input; empty for an inactive one
   std::vector<bool> active;      // per input: depends on our inputs
   std::vector<bool> wanted;      // per input: pull and curve need to produce it
+  std::vector<bool> used;        // per output: what lies above reads it
   std::vector<Shape> out_shape;  // per output
   std::vector<at::TensorOptions> out_options;
-  std::vector<bool> used;        // per output: something depends on it
   std::vector<Tensor> saved;     // what `save` unpacked
   std::vector<Factor> first;     // elementwise: df/dx_i
   std::vector<Factor> second;    // elementwise: d2f/dx_i dx_j at [i * inputs + j]
   std::vector<Tensor> memo;      // values that a rule derived in one sweep and reuses in the next
   std::shared_ptr<Local> inner;  // CopySlices: the op that was applied in place to a view
+
+  // What the autograd rule keeps of its step.
+  struct {
+    std::vector<Tensor> gy;                                            // the adjoint of the outputs
+    bool push_loops = false, pull_loops = false, curve_loops = false;  // known not to run as a batch
+    bool looped = false;  // seeds ran one after another, here or inside of an op
+  } driven;
 
   size_t inputs() const { return active.size(); }
   Tensor unpack(const torch::autograd::SavedVariable& v) const;
@@ -78,6 +86,10 @@ const Rule* find_rule(const std::string& name);
 std::vector<std::string> rule_names();
 const Rule& autograd_rule();
 
+// Whether a node is PyTorch's own: the true gradient of its forward, linear in what flows back, and without
+// code of the user's.
+bool is_own(const Node& node);
+
 // Each family registers itself; called once when the module loads.
 namespace rules {
 void elementwise();
@@ -95,6 +107,11 @@ void convolution();
 Rule autograd();
 }  // namespace rules
 void register_rules();
+
+// Python leaves its error set while one of its exceptions passes through C++. Whoever catches it without
+// passing it on forgets the error with this, which returns false for what must be passed on (an interrupt).
+// The module sets it.
+extern bool (*forget_python_error)();
 
 // Runs code that needs autograd to record or Python to run, from inside a sweep that has it switched off.
 class AutogradScope {

@@ -60,7 +60,7 @@ void account(const std::vector<Tangent>& a, const std::vector<Tangent>& b) {
     for (const Tangent& t : *slots) {
       widest = std::max(widest, t.terms.size());
       for (const Term& term : t.terms) {
-        if (!term.core.defined() || term.core.numel() <= 1) continue;
+        if (!term.owned || !term.core.defined() || term.core.numel() <= 1) continue;
         if (seen.insert(term.core.storage().unsafeGetStorageImpl()).second) {
           bytes += static_cast<int64_t>(term.core.storage().nbytes());
         }

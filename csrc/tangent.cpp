@@ -1,9 +1,10 @@
 #include "tangent.h"
 
-#include "kernels/place.h"
+#include "kernels/combine.h"
 #include "ledger.h"
 
 #include <ATen/ATen.h>
+#include <c10/core/GradMode.h>
 
 #include <algorithm>
 #include <limits>
@@ -18,16 +19,6 @@ Shape sizes_of(const Term& t) {
   Shape s;
   for (const Dim& d : t.dims) s.push_back(d.n);
   return s;
-}
-
-// Factors are one and the same memory. Under grad mode only the same tensor will do: two views of equal
-// memory may have different histories.
-bool same_factor(const Tensor& a, const Tensor& b) {
-  if (!a.defined() || !b.defined()) return a.defined() == b.defined();
-  if (a.is_same(b)) return true;
-  if (a.requires_grad() || b.requires_grad()) return false;
-  return a.is_alias_of(b) && a.storage_offset() == b.storage_offset() && a.scalar_type() == b.scalar_type() &&
-         a.sizes() == b.sizes() && a.strides() == b.strides();
 }
 
 bool same_placement(const Term& a, const Term& b) {
@@ -49,10 +40,8 @@ void merge(Term& a, const Term& b) {
     a.coef = at::add(b.alpha == 1.0 ? b.coef : at::mul(b.coef, b.alpha), a.alpha);
   } else if (!b.coef.defined()) {
     a.coef = at::add(a.alpha == 1.0 ? a.coef : at::mul(a.coef, a.alpha), b.alpha);
-  } else if (a.alpha == 1.0) {
-    a.coef = at::add(a.coef, b.coef, b.alpha);
   } else {
-    a.coef = at::add(at::mul(a.coef, a.alpha), b.coef, b.alpha);
+    a.coef = kernels::blend(a.coef, a.alpha, b.coef, b.alpha);
   }
   a.alpha = 1.0;
 }
@@ -69,6 +58,7 @@ Term dense_box(const Tensor& rows, c10::IntArrayRef shape, int64_t k0) {
     sizes.push_back(shape[a]);
   }
   box.core = rows.reshape(sizes);
+  box.owned = true;
   squeeze(box);
   return box;
 }
@@ -86,10 +76,26 @@ void combine(Tangent& t) {
 
 }  // namespace
 
-void add_into(const Tensor& out, const Term& t, int64_t k_begin, int64_t numel) {
+bool same_factor(const Tensor& a, const Tensor& b) {
+  if (!a.defined() || !b.defined()) return a.defined() == b.defined();
+  if (a.is_same(b)) return true;
+  if (a.requires_grad() || b.requires_grad()) return false;
+  return a.is_alias_of(b) && a.storage_offset() == b.storage_offset() && a.scalar_type() == b.scalar_type() &&
+         a.sizes() == b.sizes() && a.strides() == b.strides();
+}
+
+void combine_into(kernels::Into into, const Tensor& out, const Term& t, int64_t k_begin, int64_t numel) {
   Shape strides;
   for (const Dim& d : t.dims) strides.push_back(d.ks * numel + d.vs);
-  kernels::place(out, sizes_of(t), strides, (t.k0 - k_begin) * numel + t.v0, t.coef, t.core, t.alpha);
+  kernels::combine(into, out, sizes_of(t), strides, (t.k0 - k_begin) * numel + t.v0, t.coef, t.core, t.alpha);
+}
+
+void add_into(const Tensor& out, const Term& t, int64_t k_begin, int64_t numel) {
+  combine_into(kernels::Into::add, out, t, k_begin, numel);
+}
+
+void write_into(const Tensor& out, const Term& t, int64_t k_begin, int64_t numel) {
+  combine_into(kernels::Into::write, out, t, k_begin, numel);
 }
 
 int64_t numel_of(c10::IntArrayRef shape) {
@@ -202,12 +208,8 @@ Tangent from_dense(const Tensor& rows, int64_t K, int64_t k0) {
 }
 
 Tensor product(const Term& t) {
-  Tensor p;
-  if (t.coef.defined() && t.core.defined()) {
-    p = at::mul(t.coef, t.core);
-  } else {
-    p = t.coef.defined() ? t.coef : t.core;
-  }
+  if (t.coef.defined() && t.core.defined()) return kernels::multiply(t.coef, t.core, t.alpha);
+  const Tensor& p = t.coef.defined() ? t.coef : t.core;
   return t.alpha == 1.0 ? p : at::mul(p, t.alpha);
 }
 
@@ -223,6 +225,17 @@ std::pair<int64_t, int64_t> seed_range(const Tangent& t) {
 }
 
 namespace {
+
+// The core's axes, of full size and in this order, are those of a contiguous tensor.
+bool contiguous_in(const Tensor& core, const Term& term, c10::ArrayRef<int64_t> order) {
+  int64_t expected = 1;
+  for (size_t i = order.size(); i-- > 0;) {
+    const int64_t d = order[i];
+    if (core.size(d) != term.dims[d].n || core.stride(d) != expected) return false;
+    expected *= core.size(d);
+  }
+  return true;
+}
 
 // The term as [k, *S] rows without a copy of zeros, when it fills them exactly.
 Tensor exact_rows(const Tangent& t, const Term& term, int64_t k_begin, int64_t k_end) {
@@ -240,6 +253,9 @@ Tensor exact_rows(const Tangent& t, const Term& term, int64_t k_begin, int64_t k
   }
   Shape out{rows};
   out.append(t.shape.begin(), t.shape.end());
+  // Rows that are not the core as it lies there are a copy.
+  const bool as_is = !term.coef.defined() && term.alpha == 1.0 && contiguous_in(term.core, term, order);
+  if (t.K > 1 && !as_is) ledger().reserve(numel_of(out), t.options.dtype().itemsize());
   return product(term).expand(sizes_of(term)).permute(order).reshape(out);
 }
 
@@ -255,7 +271,9 @@ Tensor dense(const Tangent& t, int64_t k_begin, int64_t k_end) {
                         "hesse: seeds outside of the range read");
   Shape size{k_end - k_begin};
   size.append(t.shape.begin(), t.shape.end());
-  if (t.K > 1) ledger().reserve(numel_of(size), t.options.dtype().itemsize());
+  auto reserve = [&] {
+    if (t.K > 1) ledger().reserve(numel_of(size), t.options.dtype().itemsize());
+  };
   // The first term that fills the rows exactly is written, not added to zeros.
   Tensor out;
   const Term* written = nullptr;
@@ -265,8 +283,10 @@ Tensor dense(const Tangent& t, int64_t k_begin, int64_t k_end) {
     if (out.defined()) written = &term;
   }
   if (!written) {
+    reserve();
     out = at::zeros(size, t.options);
   } else if (out.storage().use_count() > 1 || !out.is_contiguous()) {
+    reserve();
     out = out.clone(at::MemoryFormat::Contiguous);
   }
   for (const Term& term : t.terms) {
@@ -340,11 +360,13 @@ void fold_coef(Term& t) {
   if (!t.coef.defined()) return;
   if (!t.core.defined()) {
     t.core = std::move(t.coef);
+    t.owned = false;
   } else {
     int64_t elements = 1;
     for (int64_t d = 0; d < t.rank(); ++d) elements *= std::max(t.coef.size(d), t.core.size(d));
     ledger().reserve(elements, t.core.element_size());
-    t.core = at::mul(t.core, t.coef);
+    t.core = kernels::multiply(t.core, t.coef);
+    t.owned = true;
   }
   t.coef = Tensor();
 }
@@ -474,6 +496,14 @@ void restrict_seeds(Tangent& t, int64_t k_end) {
     kept.push_back(std::move(term));
   }
   t.terms = std::move(kept);
+}
+
+bool same(const Tangent& a, const Tangent& b) {
+  return a.terms.size() == b.terms.size() && a.shape == b.shape && a.options.dtype() == b.options.dtype() &&
+         std::equal(a.terms.begin(), a.terms.end(), b.terms.begin(), [](const Term& x, const Term& y) {
+           return x.alpha == y.alpha && same_placement(x, y) && same_factor(x.coef, y.coef) &&
+                  same_factor(x.core, y.core);
+         });
 }
 
 void accumulate(Tangent& t, Tangent other, bool combining) {

@@ -37,8 +37,9 @@ struct Term {
   int64_t k0 = 0;
   int64_t v0 = 0;
   double alpha = 1.0;
-  Tensor coef;  // [n_d or 1, ...]; undefined: 1
-  Tensor core;  // [n_d or 1, ...]; undefined: 1
+  Tensor coef;         // [n_d or 1, ...]; undefined: 1
+  Tensor core;         // [n_d or 1, ...]; undefined: 1
+  bool owned = false;  // core is memory that the sweep allocated, not a view of a known tensor
 
   int64_t rank() const { return static_cast<int64_t>(dims.size()); }
   int64_t coverage() const;                        // elements of T that the term touches
@@ -108,6 +109,8 @@ void settle(Term& term);
 bool coef_on_seed(const Term& term);
 // out[k, v] += term; out: contiguous rows [k_begin, ...) of [K, numel].
 void add_into(const Tensor& out, const Term& term, int64_t k_begin, int64_t numel);
+// out[k, v] = term, which fills them.
+void write_into(const Tensor& out, const Term& term, int64_t k_begin, int64_t numel);
 // alpha * coef * core, one axis per dimension of size n_d or 1.
 Tensor product(const Term& term);
 // Rewrites every term as one dense box [k, *S]; records the op that asked for it.
@@ -117,6 +120,11 @@ Term densify(const Tangent& t, const Term& term);
 // Only the seeds in [0, k_end).
 void restrict_seeds(Tangent& t, int64_t k_end);
 
+// One and the same memory, or both undefined. Under grad mode only the same tensor will do: two views of
+// equal memory may have different histories.
+bool same_factor(const Tensor& a, const Tensor& b);
+// Term by term the same memory in the same places.
+bool same(const Tangent& a, const Tangent& b);
 // t += other, merging terms of equal core and placement, combining where terms outgrow the dense box
 // (`combining` false: never, for sums that go to the assembly as they are).
 void accumulate(Tangent& t, Tangent other, bool combining = true);

@@ -1,7 +1,7 @@
 #include "verbs.h"
 
 #include "contract.h"
-#include "kernels/place.h"
+#include "kernels/combine.h"
 #include "ledger.h"
 
 #include <ATen/ATen.h>
@@ -49,6 +49,17 @@ Shape sizes_of(const Term& t) {
   return s;
 }
 
+bool same_memory(const Tensor& a, const Tensor& b) { return a.defined() && b.defined() && a.is_alias_of(b); }
+
+// Says whose memory a core is that may have been replaced: `before` and `known` are what it may be a view of.
+void claim(Term& term, const Tensor& before, const Tensor& known = {}) {
+  if (!term.core.defined() || same_memory(term.core, known)) {
+    term.owned = false;
+  } else if (!same_memory(term.core, before)) {
+    term.owned = true;
+  }
+}
+
 // Sums out the dimensions marked in `reduce` (value-only ones) and drops them.
 void reduce_dims(Term& term, const std::vector<bool>& reduce) {
   if (std::find(reduce.begin(), reduce.end(), true) == reduce.end()) {
@@ -62,6 +73,7 @@ void reduce_dims(Term& term, const std::vector<bool>& reduce) {
     if (!reduce[d] && term.dims[d].vs == 0) coef_on_value = coef_on_value && !varies(term.coef, d);
   }
   const Shape sizes = sizes_of(term);
+  const Tensor before = term.core;
   if (!core_reduced && coef_on_value) {
     term.coef = contract(term.coef, Tensor(), sizes, reduce, false, term.alpha);
   } else if (!coef_reduced && coef_on_value) {
@@ -70,6 +82,7 @@ void reduce_dims(Term& term, const std::vector<bool>& reduce) {
     term.core = contract(term.coef, term.core, sizes, reduce, true, term.alpha);
     term.coef = Tensor();
   }
+  claim(term, before);
   for (int64_t d = 0; d < term.rank(); ++d) {
     if (reduce[d]) term.dims[d] = {1, 0, 0};
   }
@@ -154,7 +167,7 @@ Tangent scale(Tangent t, const Tensor& factor) {
       continue;
     }
     const Tensor view = windowed(c, w);
-    Tensor after = term.coef.defined() ? at::mul(term.coef, view) : view;
+    Tensor after = term.coef.defined() ? kernels::multiply(term.coef, view) : view;
     if (t.terms.size() > 1) done.push_back({term.coef, w, after});
     term.coef = std::move(after);
   }
@@ -485,26 +498,20 @@ Tensor rows_of(const Term& term, const Placement& p, const Parts& parts, const A
   for (size_t a = 0; a < p.offset.size(); ++a) offset += p.offset[a] * map.in_stride[a];
   Shape shape{parts.row_count, parts.known_count};
   shape.append(map.in.begin(), map.in.end());
-  auto reserve = [&] {
-    if (seeded) ledger().reserve(step, options.dtype().itemsize());
-  };
-
-  if (parts.tied || covered != row || (!term.coef.defined() && !term.core.defined())) {
-    reserve();
-    const Tensor rows = at::zeros(shape, options);
-    kernels::place(rows, size, stride, offset, term.coef, term.core, 1.0);
-    return rows;
+  // Where one factor is all there is and lies as the rows do, it is them.
+  const bool fills = !parts.tied && covered == row;
+  if (fills && term.coef.defined() != term.core.defined()) {
+    Shape order(term.rank());
+    for (int64_t d = 0; d < term.rank(); ++d) order[d] = d;
+    std::stable_sort(order.begin(), order.end(), [&](int64_t x, int64_t y) { return stride[x] > stride[y]; });
+    const Tensor lone = (term.coef.defined() ? term.coef : term.core).expand(size).permute(order);
+    if (lone.is_contiguous()) return lone.view(shape);
   }
-  // The values fill the rows: no zeros are needed, and where one factor is all there is, no copy.
-  Shape order(term.rank());
-  for (int64_t d = 0; d < term.rank(); ++d) order[d] = d;
-  std::stable_sort(order.begin(), order.end(), [&](int64_t x, int64_t y) { return stride[x] > stride[y]; });
-  const bool both = term.coef.defined() && term.core.defined();
-  if (both) reserve();
-  const Tensor whole = both ? at::mul(term.coef, term.core) : term.coef.defined() ? term.coef : term.core;
-  const Tensor ordered = whole.expand(size).permute(order);
-  if (!both && !ordered.is_contiguous()) reserve();
-  return ordered.reshape(shape);
+  if (seeded) ledger().reserve(step, options.dtype().itemsize());
+  const Tensor rows = fills ? at::empty(shape, options) : at::zeros(shape, options);
+  kernels::combine(fills ? kernels::Into::write : kernels::Into::add, rows, size, stride, offset, term.coef,
+                   term.core, 1.0);
+  return rows;
 }
 
 // The known tensors of a term: [D, ...].
@@ -557,6 +564,7 @@ Term map_term(const Tangent& t, Term term, Placement& p, const AxesOfMap& map, c
   }
   for (int64_t d : parts.lazy) append(term.dims[d], 1);
   out.core = mapped.reshape(sizes);
+  out.owned = true;
   squeeze(out);
   settle(out);
   return out;
@@ -626,6 +634,7 @@ std::optional<Landing> landing_of(const Term& term, const std::vector<bool>& red
 // Returns whether only the upper triangle was computed.
 bool multiply(Term& term, const Tensor& w, const std::vector<bool>& reduce, c10::IntArrayRef shape) {
   const Shape sizes = sizes_of(term);
+  const Tensor before = term.core;
   bool any = false, coef_summed = false, core_summed = false, coef_on_value = true, w_on_value = true;
   bool core_seeded = false;
   for (int64_t d = 0; d < term.rank(); ++d) {
@@ -680,6 +689,7 @@ bool multiply(Term& term, const Tensor& w, const std::vector<bool>& reduce, c10:
     }
     term.coef = Tensor();
   }
+  claim(term, before, w);
   for (int64_t d = 0; d < term.rank(); ++d) {
     if (reduce[d]) term.dims[d] = {1, 0, 0};
   }
@@ -702,6 +712,7 @@ Tangent einsum(Tangent t, const std::string& t_axes, const Tensor& weight, const
     const size_t in_t = t_axes.find(c), in_w = w_axes.find(c);
     shape.push_back(in_t != npos ? t.shape[in_t] : w.size(static_cast<int64_t>(in_w)));
   }
+  if (w.numel() == 0) return zero_like(t, shape);
   const Shape strides = row_major(shape);
   Shape to;
   for (char c : t_axes) {

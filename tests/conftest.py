@@ -59,7 +59,3 @@ def _fresh_state():
     with hesse.fallback("warn"), warnings.catch_warnings():
         warnings.simplefilter("error", hesse.FallbackWarning)
         yield
-
-
-# Not yet green: the laws of every rule on every layout, and the ledger against real allocations.
-collect_ignore = ["test_rules.py", "test_ledger.py"]

@@ -30,7 +30,7 @@ def _one_thread():
 
 
 def seed():
-    """On the CPU only: torch.manual_seed notes where it was called, for devices that are not there."""
+    """On the CPU only: torch.manual_seed also notes its caller, for devices that are not there."""
     torch.default_generator.manual_seed(0)
 
 

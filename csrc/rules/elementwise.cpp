@@ -31,6 +31,17 @@ double epsilon(const Tensor& x) {
   }
 }
 
+// x^p. A small whole exponent takes a few products, where the library's pow takes a logarithm.
+Tensor power(const Tensor& x, double p) {
+  constexpr double most = 16;
+  if (p == 0 || p != std::round(p) || std::abs(p) > most) return x.pow(p);
+  Tensor square = p < 0 ? x.reciprocal() : x, result;
+  for (int n = std::abs(static_cast<int>(p));; square = square * square) {
+    if (n & 1) result = result.defined() ? result * square : square;
+    if ((n >>= 1) == 0) return result;
+  }
+}
+
 // A function of x that is 0/0 at x = 0, with its limit there; also where x is so small that it cancels.
 template <class F>
 Tensor with_limit(const Tensor& x, double limit, F f) {
@@ -105,13 +116,13 @@ void elementwise() {
         }
         const Tensor x = l.unpack(n.self_);
         l.saved = {x};
-        l.first[0] = times(p, p == 2 ? x : x.pow(p - 1));
+        l.first[0] = times(p, power(x, p - 1));
       },
       [](auto& n, Local& l) {
         const double p = n.exponent.toDouble();
         if (p == 0 || p == 1) return;
         const Tensor& x = l.saved[0];
-        l.second[0] = p == 2 ? Factor(2.0) : times(p * (p - 1), p == 3 ? x : x.pow(p - 2));
+        l.second[0] = p == 2 ? Factor(2.0) : times(p * (p - 1), power(x, p - 2));
       });
   unary<gen::SqrtBackward0>(
       "SqrtBackward0", result, [](auto&, const Tensor& y) { return times(0.5, y.reciprocal()); },

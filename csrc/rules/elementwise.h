@@ -21,6 +21,9 @@ N& node(Local& l) {
   return static_cast<N&>(*l.node);
 }
 
+// Lays large factors out for fast loops; equal ones stay one tensor.
+void lengthen_loops(std::vector<Factor>& factors);
+
 Tangents elementwise_push(Local& l, const Tangents& dx);
 Tangents elementwise_pull(Local& l, const Tangents& dgy);
 Tangents elementwise_curve(Local& l, const std::vector<Tensor>& gy, const Tangents& dx);
@@ -32,6 +35,7 @@ void elementwise_linear(const char* name, First first) {
   rule.save = [first](Local& l) {
     l.first.assign(l.inputs(), Factor(0.0));
     first(node<N>(l), l);
+    lengthen_loops(l.first);
   };
   rule.push = elementwise_push;
   rule.pull = elementwise_pull;

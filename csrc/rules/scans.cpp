@@ -44,7 +44,10 @@ Tangent running_sum(const Tangent& t, const Line& line, bool transpose) {
     return view(einsum(view(t, line.shape), "ojq", triangle, transpose ? "ji" : "ij", "oiq"), line.in);
   }
   auto along = [transpose](const Tensor& rows, const Tensor&) {
-    return transpose ? rows.flip(2).cumsum(2).flip(2) : rows.cumsum(2);
+    if (!transpose) return rows.cumsum(2);
+    Tensor sums = rows.flip(2);  // step by step: no more than two are alive at once
+    sums = sums.cumsum(2);
+    return sums.flip(2);
   };
   return view(map_axes(view(t, line.shape), {1}, {line.n}, along), line.in);
 }

@@ -15,6 +15,8 @@ class Report:
         steps: autograd nodes between the inputs and the output.
         native_ops: node name -> count, run by a rule of the engine.
         autograd_ops: node name -> count, run by driving the node itself (slower, that step only).
+        looped_ops: node name -> count, those of them whose seeds ran one after another, because
+            they cannot be batched (slowest): a custom Function, an op that vmap does not know.
         fallback: None, or why the whole call goes through plain autograd.
         core_elements: elements of all tangent cores of the sweep.
         flops: floating-point operations of the sweep.
@@ -31,6 +33,7 @@ class Report:
     steps: int = 0
     native_ops: Mapping[str, int] = field(default_factory=dict)
     autograd_ops: Mapping[str, int] = field(default_factory=dict)
+    looped_ops: Mapping[str, int] = field(default_factory=dict)
     fallback: str | None = None
     core_elements: int = 0
     flops: int = 0
@@ -61,6 +64,7 @@ class Report:
                 ("steps", f"{self.steps:,}"),
                 ("native ops", _names(self.native_ops)),
                 ("autograd ops", _names(self.autograd_ops)),
+                ("looped ops", _names(self.looped_ops)),
                 ("densified", ", ".join(self.densified) or "none"),
                 ("core elements", f"{self.core_elements:,}"),
                 ("flops", f"{self.flops:,}"),
