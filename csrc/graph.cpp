@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <map>
+#include <set>
 #include <unordered_map>
 
 namespace hesse {
@@ -39,7 +40,33 @@ void refuse_hooks(Node& node) {
   }
 }
 
+// The rule of the node's name where it covers this node, else the autograd rule.
+const Rule* rule_of(const Graph& graph, const Step& step) {
+  const Rule* rule = find_rule(step.name);
+  if (rule && rule->covers) {
+    Local local = local_of(graph, step);
+    if (!rule->covers(local)) rule = nullptr;
+  }
+  return rule ? rule : &autograd_rule();
+}
+
 }  // namespace
+
+Local local_of(const Graph& graph, const Step& step) {
+  Local local;
+  local.node = step.node.get();
+  for (int i : step.in) {
+    local.active.push_back(i >= 0);
+    local.in_shape.push_back(i >= 0 ? graph.slots[i].shape : Shape{});
+  }
+  local.wanted = local.active;
+  for (int o : step.out) {
+    local.out_shape.push_back(o >= 0 ? graph.slots[o].shape : Shape{});
+    local.out_options.push_back(o >= 0 ? graph.slots[o].options : at::TensorOptions());
+    local.used.push_back(o >= 0 && graph.slots[o].used);
+  }
+  return local;
+}
 
 Graph build_graph(const std::vector<Tensor>& outputs, const std::vector<Tensor>& inputs) {
   Graph graph;
@@ -118,6 +145,13 @@ Graph build_graph(const std::vector<Tensor>& outputs, const std::vector<Tensor>&
     }
   }
 
+  std::set<Key> used(roots.begin(), roots.end());  // of several outputs: a single one always is
+  for (Node* node : order) {
+    for (const auto& edge : node->next_edges()) {
+      if (edge.is_valid() && edge.function->num_inputs() > 1)
+        used.insert({edge.function.get(), edge.input_nr});
+    }
+  }
   for (Node* node : order) {
     refuse_hooks(*node);
     if (node->name() == "CheckpointFunctionBackward") {
@@ -126,14 +160,7 @@ Graph build_graph(const std::vector<Tensor>& outputs, const std::vector<Tensor>&
     Step step;
     step.node = share(*node);
     step.name = node->name();
-    step.rule = find_rule(step.name);
-    if (!is_own(*node)) {
-      graph.symmetric = false;
-      step.rule = nullptr;
-    }
-    if (!step.rule) step.rule = &autograd_rule();
-    const bool curved = static_cast<bool>(step.rule->curve);
-    bool curved_below = curved;
+    bool curved_below = false;
     int last_input = -1;
     for (const auto& edge : node->next_edges()) {
       int slot = -1;
@@ -143,7 +170,6 @@ Graph build_graph(const std::vector<Tensor>& outputs, const std::vector<Tensor>&
       }
       step.in.push_back(slot);
       if (slot < 0) continue;
-      graph.slots[slot].used = true;
       curved_below = curved_below || graph.slots[slot].curved_below;
       last_input = std::max(last_input, graph.slots[slot].last_input);
     }
@@ -154,11 +180,18 @@ Graph build_graph(const std::vector<Tensor>& outputs, const std::vector<Tensor>&
         continue;
       }
       Slot slot = slot_of(checked(*node, o));
-      slot.curved_below = curved_below;
       slot.last_input = last_input;
+      slot.used = node->num_inputs() == 1 || used.count({node, o}) > 0;
       step.out.push_back(static_cast<int>(graph.slots.size()));
       slot_at[{node, o}] = step.out.back();
       graph.slots.push_back(std::move(slot));
+    }
+    const bool own = is_own(*node);
+    graph.symmetric = graph.symmetric && own;
+    step.rule = own ? rule_of(graph, step) : &autograd_rule();
+    curved_below = curved_below || step.rule->curve;
+    for (int o : step.out) {
+      if (o >= 0) graph.slots[o].curved_below = curved_below;
     }
     graph.steps.push_back(std::move(step));
   }
@@ -172,7 +205,6 @@ Graph build_graph(const std::vector<Tensor>& outputs, const std::vector<Tensor>&
   for (const Key& root : roots) {
     const auto it = slot_at.find(root);
     graph.outputs.push_back(it == slot_at.end() ? -1 : it->second);
-    if (it != slot_at.end()) graph.slots[it->second].used = true;
   }
   return graph;
 }

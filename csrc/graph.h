@@ -24,7 +24,7 @@ struct Slot {
 
 struct Step {
   NodePtr node;
-  const Rule* rule = nullptr;
+  const Rule* rule = nullptr;  // the node's own where there is one and it covers the node
   std::string name;
   std::vector<int> in;   // slot of each input of the op, -1: does not depend on our inputs
   std::vector<int> out;  // slot of each output, -1: unused
@@ -39,5 +39,7 @@ struct Graph {
 };
 
 Graph build_graph(const std::vector<Tensor>& outputs, const std::vector<Tensor>& inputs);
+// What a step's rule is to see, of which nothing is unpacked yet.
+Local local_of(const Graph& graph, const Step& step);
 
 }  // namespace hesse

@@ -17,22 +17,6 @@ Tangent conform(Tangent t, const Slot& slot) {
 
 namespace {
 
-Local make_local(const Graph& graph, const Step& step) {
-  Local local;
-  local.node = step.node.get();
-  for (int i : step.in) {
-    local.active.push_back(i >= 0);
-    local.in_shape.push_back(i >= 0 ? graph.slots[i].shape : Shape{});
-  }
-  local.wanted = local.active;
-  for (int o : step.out) {
-    local.used.push_back(o >= 0 && graph.slots[o].used);
-    local.out_shape.push_back(o >= 0 ? graph.slots[o].shape : Shape{});
-    local.out_options.push_back(o >= 0 ? graph.slots[o].options : at::TensorOptions());
-  }
-  return local;
-}
-
 // The reverse sweep with one direction. Adjoints go only where `wanted` says.
 std::vector<Tangent> reverse(Linearization& lin, const std::function<bool(const Slot&)>& wanted, bool keep) {
   Graph& graph = lin.graph;
@@ -96,19 +80,19 @@ std::vector<Tangent> reverse(Linearization& lin, const std::function<bool(const 
 
 Linearization linearize(std::vector<Tensor> outputs, std::vector<Tensor> inputs, std::vector<Tensor> seeds,
                         bool create_graph) {
+  const Recording recording(create_graph);
   Linearization lin;
   lin.graph = build_graph(outputs, inputs);
   lin.inputs = std::move(inputs);
   lin.outputs = std::move(outputs);
   lin.seeds = std::move(seeds);
   lin.create_graph = create_graph;
-  const Recording recording(create_graph);
   Ledger scratch;
   const LedgerScope scope(scratch);
   lin.adjoints.resize(lin.graph.steps.size());
   for (size_t s = 0; s < lin.graph.steps.size(); ++s) {
     const Step& step = lin.graph.steps[s];
-    lin.locals.push_back(make_local(lin.graph, step));
+    lin.locals.push_back(local_of(lin.graph, step));
     lin.adjoints[s].resize(step.out.size());
     if (step.rule->save) step.rule->save(lin.locals.back());
   }

@@ -147,6 +147,29 @@ void bind_tangent(py::module_& m) {
       .def("einsum",
            [](const Tangent& t, const std::string& t_axes, const Tensor& w, const std::string& w_axes,
               const std::string& out_axes) { return einsum(t, t_axes, w, w_axes, out_axes); })
+      .def("flip",
+           [](const Tangent& t, const Ints& axes) {
+             Ints sizes, dims;
+             for (size_t i = 0; i < axes.size(); ++i) {
+               sizes.push_back(t.shape[axes[i]]);
+               dims.push_back(static_cast<int64_t>(i) + 2);
+             }
+             return map_axes(t, axes, sizes,
+                             [&](const Tensor& rows, const Tensor&) { return at::flip(rows, dims); });
+           })
+      .def("map_axis",  // by the matrices w[carried axes, out, in]
+           [](const Tangent& t, int64_t axis, const Tensor& w) {
+             auto apply = [](const Tensor& rows, const Tensor& known) {
+               return at::einsum("rdi,doi->rdo", {rows, known});
+             };
+             return map_axes(t, {axis}, {w.size(-2)}, apply, w);
+           })
+      .def("map_rows",  // by the matrix w[out, in] on flat values
+           [](const Tangent& t, const Tensor& w) {
+             return map_rows(t, {w.size(0)}, [&](const Tensor& rows) {
+               return rows.reshape({rows.size(0), -1}).matmul(w.t());
+             });
+           })
       .def("add",
            [](const Tangent& t, const Tangent& other) {
              Tangent sum = t;

@@ -3,6 +3,7 @@
 #include <ATen/ATen.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
 #include <torch/csrc/autograd/functions/tensor.h>
+#include <torch/csrc/autograd/generated/Functions.h>
 
 #include <map>
 #include <string_view>
@@ -55,12 +56,37 @@ const Rule& autograd_rule() {
   return rule;
 }
 
+namespace {
+
+// A write through a view that names an element twice keeps one of two values, but its backward sends the
+// gradient to both.
+bool writes_twice(const Node& node) {
+  using torch::autograd::CopySlices;
+  using torch::autograd::generated::AsStridedScatterBackward0;
+  Geometry g;
+  auto fill = [&g](c10::SymIntArrayRef size, c10::SymIntArrayRef stride) {
+    for (const c10::SymInt& n : size) g.size.push_back(n.expect_int());
+    for (const c10::SymInt& n : stride) g.stride.push_back(n.expect_int());
+  };
+  if (typeid(node) == typeid(CopySlices)) {
+    const auto& slices = static_cast<const CopySlices&>(node);
+    fill(slices.view.sym_sizes(), slices.view.sym_strides());
+  } else if (typeid(node) == typeid(AsStridedScatterBackward0)) {
+    const auto& scatter = static_cast<const AsStridedScatterBackward0&>(node);
+    fill(scatter.size, scatter.stride);
+  }
+  return overlaps(g);
+}
+
+}  // namespace
+
 // All that derivatives.yaml generates lies in one namespace, whose mangled name is the start of a node's; the
 // hand-written nodes that carry gradients are named one by one. Any other is a user's (a custom Function of
 // Python or C++, an op of torch.library) or may not be differentiable at all.
 bool is_own(const Node& node) {
   using torch::autograd::CopyBackwards;
   using torch::autograd::CopySlices;
+  if (writes_twice(node)) return false;
   const std::type_info& type = typeid(node);
   if (type == typeid(CopySlices)) {
     const auto& fn = static_cast<const CopySlices&>(node).fn;  // what was done in place; null once released

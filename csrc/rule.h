@@ -66,9 +66,11 @@ struct Local {
 };
 
 struct Rule {
+  using Covers = std::function<bool(Local&)>;
   using Save = std::function<void(Local&)>;
   using Linear = std::function<Tangents(Local&, const Tangents&)>;
   using Curve = std::function<Tangents(Local&, const std::vector<Tensor>& gy, const Tangents& dx)>;
+  Covers covers;  // whether this node, of which nothing is unpacked yet, is the rule's; absent: always
   Save save;
   Linear push;  // one tangent per output
   Linear pull;  // one tangent per input; those not wanted are left empty (K = 0)

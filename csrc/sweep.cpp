@@ -47,6 +47,10 @@ bool all_zero(const Tangents& ts) {
 
 void release(Tangent& t) { t.terms.clear(); }
 
+void restrict_all(Tangents& ts, int64_t k_end) {
+  for (Tangent& t : ts) restrict_seeds(t, k_end);
+}
+
 // Seed-sized memory alive between two steps, each storage once.
 void account(const std::vector<Tangent>& a, const std::vector<Tangent>& b) {
   std::unordered_set<const void*> seen;
@@ -178,9 +182,7 @@ std::vector<Tangent> back(Linearization& lin, std::vector<Tangent> dx_slots, std
     for (int o : step.out) {
       if (o >= 0) release(dg[o]);
     }
-    if (k_end < K) {
-      for (Tangent& t : dgy) restrict_seeds(t, k_end);
-    }
+    if (k_end < K) restrict_all(dgy, k_end);
     auto collect = [&](Tangents gx) {
       for (size_t i = 0; i < gx.size(); ++i) {
         const int slot = step.in[i];
@@ -188,20 +190,30 @@ std::vector<Tangent> back(Linearization& lin, std::vector<Tangent> dx_slots, std
         accumulate(dg[slot], conform(std::move(gx[i]), graph.slots[slot]), !ends[slot]);
       }
     };
+    // One input of a product at a time: each has its own demand, and its own last seed.
+    auto one_by_one = [&](const Tangents& tangents, const std::function<Tangents(const Tangents&)>& apply) {
+      for (size_t i = 0; i < step.in.size(); ++i) {
+        if (step.in[i] < 0) continue;
+        std::fill(local.wanted.begin(), local.wanted.end(), false);
+        local.wanted[i] = true;
+        Tangents own = tangents;
+        const int64_t own_end = half.end[graph.slots[step.in[i]].last_input];
+        if (own_end < k_end) restrict_all(own, own_end);
+        if (!all_zero(own)) collect(apply(own));
+      }
+      local.wanted = local.active;
+    };
+    const bool apart = step.rule->multiplies && !half.end.empty();
     if (!all_zero(dgy)) {
-      if (half.end.empty() || !step.rule->multiplies) {
-        collect(step.rule->pull(local, dgy));
-      } else {
-        // One input at a time: each has its own demand.
-        for (size_t i = 0; i < step.in.size(); ++i) {
-          if (step.in[i] < 0) continue;
-          std::fill(local.wanted.begin(), local.wanted.end(), false);
-          local.wanted[i] = true;
+      if (apart) {
+        one_by_one(dgy, [&](const Tangents& own) {
+          const size_t i = std::find(local.wanted.begin(), local.wanted.end(), true) - local.wanted.begin();
           const auto wish = demand_of(lin, producer, step.in[i], half);
           const DemandScope scope(wish ? &*wish : nullptr);
-          collect(step.rule->pull(local, dgy));
-        }
-        local.wanted = local.active;
+          return step.rule->pull(local, own);
+        });
+      } else {
+        collect(step.rule->pull(local, dgy));
       }
     }
     if (with_curve && step.rule->curve) {
@@ -209,12 +221,16 @@ std::vector<Tangent> back(Linearization& lin, std::vector<Tangent> dx_slots, std
       for (int i : step.in) {
         if (i >= 0 && --uses[i] == 0) release(dx_slots[i]);
       }
-      if (k_end < K) {
-        for (Tangent& t : dx) restrict_seeds(t, k_end);
-      }
+      if (k_end < K) restrict_all(dx, k_end);
       const auto& gy = lin.adjoints[s];
       const bool any_gy = std::any_of(gy.begin(), gy.end(), [](const Tensor& g) { return g.defined(); });
-      if (any_gy && !all_zero(dx)) collect(step.rule->curve(local, gy, dx));
+      if (any_gy && !all_zero(dx)) {
+        if (apart) {
+          one_by_one(dx, [&](const Tangents& own) { return step.rule->curve(local, gy, own); });
+        } else {
+          collect(step.rule->curve(local, gy, dx));
+        }
+      }
     }
   }
   std::vector<Tangent> result;

@@ -27,6 +27,8 @@ struct Geometry {
   Shape size, stride;
   int64_t offset = 0;
 };
+// Two elements of the view are the same.
+bool overlaps(const Geometry& g);
 // y[j] = x[geometry(j)].
 Tangent take(Tangent t, const Geometry& g);
 // Transpose of take: x of `shape`, x[geometry(j)] += y[j].
@@ -57,7 +59,15 @@ class DemandScope {
   const Demand* previous_;
 };
 
-// Any linear map given on rows: f([k, *S]) -> [k, *out_shape]. Densifies.
-Tangent map_rows(const Tangent& t, c10::IntArrayRef out_shape, const std::function<Tensor(const Tensor&)>& f);
+// A linear map of some axes: rows [R, D, *in] -> [R, D, *out], for each of the D a tensor of known [D, ...].
+using AxesMap = std::function<Tensor(const Tensor& rows, const Tensor& known)>;
+// Applies f along `axes` (ascending), whose sizes become `sizes`; the other axes are carried, ties and all.
+// Only what is tied along a mapped axis is made explicit there. A map that differs along carried axes is
+// given by `known`: one leading axis for each carried axis, of its size or 1, then whatever f needs. R and D
+// count what rows there are, so f must not rely on either.
+Tangent map_axes(Tangent t, c10::IntArrayRef axes, c10::IntArrayRef sizes, const AxesMap& f,
+                 const Tensor& known = {});
+// The same where nothing is carried: f([R, *S]) -> [R, *out_shape].
+Tangent map_rows(Tangent t, c10::IntArrayRef out_shape, const std::function<Tensor(const Tensor&)>& f);
 
 }  // namespace hesse

@@ -47,6 +47,14 @@ CASES = {
     "a bilinear function": (lambda x, y: (x * y).sum(), lambda: (rand(3), rand(3))),
     "squares": (lambda x: (x**2).sum(), lambda: rand(3)),
     "a product with itself": (lambda x: (x * x).sum(), lambda: rand(3)),
+    "a scatter that names places twice": (
+        lambda x, y: torch.as_strided_scatter(x * 1.5, y.sin(), (2, 3), (1, 1)).sin().sum(),
+        lambda: (rand(6), rand(2, 3)),
+    ),
+    "a view that names places twice, changed": (
+        lambda x: (y := x * 1.5, y.unfold(0, 3, 1).mul_(3))[0].sin().sum(),
+        lambda: rand(6),
+    ),
     "a part of the input": (lambda x: 3 * x.narrow(0, 0, 3).exp().sum(), lambda: rand(4)),
     "separable in its inputs": (lambda x, y: first(x) + first(y), lambda: (rand(2), rand(3))),
     "detached": (lambda x: x.detach().sum(), lambda: rand(3)),
@@ -97,7 +105,11 @@ CASES = {
 }
 
 # Legacy vmap cannot run these in stock's forward mode; there hesse answers and stock does not.
-NOT_IN_STOCK_FORWARD = {"dropout under a fixed seed"}
+NOT_IN_STOCK_FORWARD = {
+    "dropout under a fixed seed",
+    "a scatter that names places twice",
+    "a view that names places twice, changed",
+}
 
 
 @pytest.mark.parametrize("flags", FLAGS, ids=flags_id)

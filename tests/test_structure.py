@@ -140,6 +140,75 @@ def test_a_block_diagonal_hessian_costs_its_blocks(name):
     assert report.widest_bytes <= 8 * 6 * 24 * 4 * 4
 
 
+IMAGES = {
+    "convolutions": lambda x, w, v: F.conv2d(F.conv2d(x, w, padding=1).tanh(), v).tanh(),
+    "in groups": lambda x, w, v: F.conv2d(x, w[:, :1], groups=2).tanh() * 2,
+    "transposed": lambda x, w, v: F.conv_transpose2d(x, v, stride=2).tanh(),
+    "average pooling": lambda x, w, v: F.avg_pool2d(F.conv2d(x, w, padding=1).tanh(), 3, 1).exp(),
+    "averages of tiles": lambda x, w, v: F.avg_pool2d(F.conv2d(x, w, padding=1).tanh(), 2).exp(),
+    "maximum pooling": lambda x, w, v: F.max_pool2d(F.conv2d(x, w, padding=1).tanh(), 2).exp(),
+    "a flip": lambda x, w, v: (x.flip(-1) * x).sin(),
+    "long running sums": lambda x, w, v: x.flatten(2).repeat(1, 1, 20).cumsum(-1).sin(),
+    "sorting": lambda x, w, v: (x.flatten(1).sort(-1).values * torch.arange(32)).sin(),
+}
+
+
+@pytest.mark.parametrize("name", IMAGES)
+def test_images_that_do_not_meet_stay_apart(name):
+    w, v = randn(4, 2, 3, 3), randn(2, 4, 3, 3)
+    f = lambda x: IMAGES[name](x, w, v).sum()  # noqa: E731
+    small, large = (explained(f, randn(batch, 2, 4, 4) / 2) for batch in (4, 12))
+    assert not large.autograd_ops and large.chunks == 1
+    assert large.core_elements <= 3 * small.core_elements  # not 9: linear in the batch
+    assert large.flops <= 3 * small.flops
+    assert large.gemms == small.gemms
+
+
+@pytest.mark.parametrize("name", IMAGES)
+def test_images_cut_into_chunks_are_the_same_images(name):
+    w, v = randn(4, 2, 3, 3), randn(2, 4, 3, 3)
+    f = lambda x: IMAGES[name](x, w, v).sum()  # noqa: E731
+    x = randn(3, 2, 4, 4) / 2
+    for chunk_size in (40, 7):  # one image and a part of the next; a part of a row
+        torch.testing.assert_close(hesse.hessian(f, x, chunk_size=chunk_size), stock(f, x))
+
+
+def test_channels_that_do_not_meet_stay_apart():
+    w = randn(6, 1, 3, 3)
+    one, many = (
+        explained(lambda x, n=n: F.conv2d(x, w[:n], groups=n).exp().sum(), randn(1, n, 4, 4))
+        for n in (1, 6)
+    )
+    assert many.core_elements == 6 * one.core_elements and many.flops == 6 * one.flops
+
+
+def test_averages_of_tiles_are_sums():
+    assert all_native(explained(lambda x: F.avg_pool2d(x, 2).exp().sum(), randn(3, 2, 4, 5)))
+
+
+def test_a_convolution_of_constant_images_costs_one_product():
+    x = randn(5, 2, 6, 6)
+    report = explained(lambda w, b: F.conv2d(x, w, b).tanh().sum(), randn(3, 2, 3, 3), randn(3))
+    assert all_native(report)
+    assert report.core_elements <= 4 * (5 * 3 * 18 * 16 + 3 * 18 * 18)
+
+
+def test_the_seeds_of_later_layers_stay_out_of_earlier_ones():
+    """A convolution sees the seeds of the layers up to it, on both ways."""
+    x, target = randn(4, 1, 6, 6), torch.arange(4)
+
+    def f(w1, w2, w3):
+        h = F.conv2d(F.conv2d(x, w1, padding=1).tanh(), w2, padding=1).tanh()
+        return F.cross_entropy(F.linear(F.avg_pool2d(h, 6).flatten(1), w3), target)
+
+    def flops(width):
+        inputs = randn(2, 1, 3, 3), randn(width, 2, 3, 3), randn(4, width)
+        return explained(f, *inputs).flops
+
+    # Seeds of the second layer grow with its width; in the layer itself they would cost its square.
+    assert flops(16) <= 2.3 * flops(8)
+
+
 # ---- pairs ---------------------------------------------------------------------------------------
 
 

@@ -277,13 +277,76 @@ def test_einsum_with_its_roles_swapped_is_the_transpose(product, data):
     adjoint(x.lazy().einsum(a, w, b, out), x, y.lazy().einsum(out, w, b, a), y)
 
 
+# ---- linear maps along some axes -----------------------------------------------------------------
+
+
+@law
+@given(tangents(), st.data())
+def test_a_flip_of_axes_is_the_flip(t, data):
+    axes = [a for a in range(len(t.shape)) if data.draw(st.booleans())]
+    agree(t.lazy().flip(axes), t.dense().flip([a + 1 for a in axes]))
+
+
+@law
+@given(tangents(), st.data())
+def test_a_flip_is_its_own_transpose(t, data):
+    axes = [a for a in range(len(t.shape)) if data.draw(st.booleans())]
+    y = data.draw(tangents(t.shape, t.K))
+    adjoint(t.lazy().flip(axes), t, y.lazy().flip(axes), y)
+
+
+@st.composite
+def axis_maps(draw):
+    """A shape, an axis, and the matrix of each place on the others: [*carried or 1, out, in]."""
+    shape = draw(shapes.filter(len))
+    axis = draw(st.integers(0, len(shape) - 1))
+    carried = [n if draw(st.booleans()) else 1 for a, n in enumerate(shape) if a != axis]
+    w = normal(draw, (*carried, draw(st.sampled_from([2, 3, 1])), shape[axis]))
+    return shape, axis, w
+
+
+def mapped(rows, axis, w):
+    """The map on [K, *S]."""
+    along = rows.movedim(axis + 1, -1)
+    return (w @ along.unsqueeze(-1)).squeeze(-1).movedim(-1, axis + 1)
+
+
+@law
+@given(axis_maps(), st.data())
+def test_a_map_of_an_axis_is_the_map_of_each_line(case, data):
+    shape, axis, w = case
+    t = data.draw(tangents(shape))
+    agree(t.lazy().map_axis(axis, w), mapped(t.dense(), axis, w))
+
+
+@law
+@given(axis_maps(), st.data())
+def test_a_map_by_the_transposed_matrices_is_the_transpose(case, data):
+    shape, axis, w = case
+    x = data.draw(tangents(shape))
+    out = (*shape[:axis], w.shape[-2], *shape[axis + 1 :])
+    y = data.draw(tangents(out, x.K))
+    adjoint(x.lazy().map_axis(axis, w), x, y.lazy().map_axis(axis, w.mT.contiguous()), y)
+
+
+@law
+@given(tangents(), st.data())
+def test_a_map_of_all_axes_is_the_map_of_rows(t, data):
+    w = normal(data.draw, (3, math.prod(t.shape)))
+    agree(t.lazy().map_rows(w), flat(t.dense()) @ w.T)
+
+
+# ---- chains --------------------------------------------------------------------------------------
+
+
 @law
 @given(tangents(), st.data())
 def test_a_chain_of_verbs_is_the_chain_on_rows(t, data):
     lazy, rows = t.lazy(), t.dense()
     for _ in range(data.draw(st.integers(2, 5))):
         shape = list(lazy.shape)
-        verb = data.draw(st.sampled_from(["scale", "take", "sum", "product", "double", "view"]))
+        verbs = ["scale", "take", "sum", "product", "double", "view", "flip"]
+        verb = data.draw(st.sampled_from(verbs))
         if verb == "scale":
             c = normal(data.draw, shape)
             lazy, rows = lazy.scale(c), rows * c
@@ -300,6 +363,9 @@ def test_a_chain_of_verbs_is_the_chain_on_rows(t, data):
             spec = (axes, f"{axes[-1]}Q", axes[:-1] + "Q")
             lazy = lazy.einsum(spec[0], w, spec[1], spec[2])
             rows = torch.einsum(f"Z{spec[0]},{spec[1]}->Z{spec[2]}", rows, w)
+        elif verb == "flip" and shape:
+            axis = data.draw(st.integers(0, len(shape) - 1))
+            lazy, rows = lazy.flip([axis]), rows.flip(axis + 1)
         elif verb == "double":
             c = normal(data.draw, shape)
             lazy, rows = lazy.add(lazy.scale(c)), rows * (1 + c)
@@ -327,6 +393,14 @@ def test_views_of_the_identity_store_nothing():
 def test_a_product_over_a_tied_axis_stores_the_matrix_alone():
     w = torch.randn(4, 3, dtype=f64)
     y = identity(6, 4).lazy().einsum("bi", w, "io", "bo")
+    assert y.num_terms == 1 and y.stored == w.numel()
+
+
+def test_a_map_along_an_axis_keeps_the_ties_of_the_others():
+    y = identity(6, 4).lazy().flip([1])
+    assert y.num_terms == 1 and y.stored == 4 * 4
+    w = torch.randn(6, 3, 4, dtype=f64)  # another matrix for each of the six
+    y = identity(6, 4).lazy().map_axis(1, w)
     assert y.num_terms == 1 and y.stored == w.numel()
 
 

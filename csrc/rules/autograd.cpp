@@ -55,6 +55,12 @@ struct Recorded {
   std::set<Key> stops;               // what lies beyond them, and beyond g, is not b's
 };
 
+// Contiguous from the start of its memory: some backwards read strided views that count from there.
+Tensor from_start(const Tensor& t) {
+  const Tensor c = t.contiguous();
+  return c.storage_offset() == 0 ? c : c.clone();
+}
+
 // `gy`: the cotangents to record at; zeros for those undefined, as b is linear (a user's may not be, nor may
 // it take zeros for what they stand for, so that the adjoint of the step is known for those).
 Recorded record(Local& l, const std::vector<Tensor>& gy, bool in_g) {
@@ -62,7 +68,7 @@ Recorded record(Local& l, const std::vector<Tensor>& gy, bool in_g) {
   for (size_t o = 0; o < l.out_shape.size(); ++o) {
     Tensor g;
     if (o < gy.size() && gy[o].defined()) {
-      g = gy[o].contiguous().alias();
+      g = from_start(gy[o]).alias();
     } else if (in_g && l.used[o]) {
       g = at::zeros(l.out_shape[o], l.out_options[o].requires_grad(std::nullopt));
     }
@@ -180,7 +186,7 @@ variable_list one_by_one(const SeedFunction& f, const variable_list& rows, int64
   std::vector<variable_list> stacks;
   for (int64_t k = begin; k < end; ++k) {
     variable_list slice;
-    for (const Tensor& r : rows) slice.push_back(r.defined() ? r.select(0, k) : r);
+    for (const Tensor& r : rows) slice.push_back(r.defined() ? from_start(r.select(0, k)) : r);
     const variable_list out = f(slice);
     stacks.resize(std::max(stacks.size(), out.size()));
     for (size_t o = 0; o < out.size(); ++o) {

@@ -1,10 +1,16 @@
-// Convolution is bilinear: with U(x) the unfolded input (im2col), [B, C kh kw, L],
+// Convolution, transposed or not, is bilinear in x [B, G, c, *space] and w, G groups of c channels to o. With
+// U(x) the unfolded input, U(x)[b, g, c, k, l] the element of channel c that meets tap k of w for output l,
 //
-//     y[b, o, l] = sum_k w[o, k] U(x)[b, k, l]  (+ bias[o])
+//     y[b, g, o, l] = sum_ck w[g, o, c, k] U(x)[b, g, c, k, l]  (+ bias[g, o])
 //
-// so a tangent of the weights meets U(x) in a product that keeps its ties, and a tangent of the input is
-// unfolded on rows. Grouped, transposed and 3-d convolutions go through the autograd rule.
+// A tangent of w meets U(x) in a product that keeps its ties. A tangent of x is convolved with w along
+// channels and space, the batch is carried. The transpose of a convolution in x is one itself, C' with the
+// same w, between the same values in opposite roles; with U' its unfolding,
+//
+//     pull   dgx = C'(dgy, w)             dgw = sum_bl dgy U(x)
+//     curve  dgx = sum_ok dw U'(gy)       dgw = sum_bs dx U'(gy)
 #include "elementwise.h"
+#include "ledger.h"
 
 namespace hesse::rules {
 
@@ -12,125 +18,223 @@ namespace {
 
 using N = gen::ConvolutionBackward0;
 
-struct Sizes {
-  Shape image;     // [B, C, H, W]
-  Shape unfolded;  // [B, C kh kw, L]
-  Shape weight;    // [O, C kh kw]
-  Shape out;       // [B, O, L]
-  Shape kernel, dilation, padding, stride;
+struct Conv {
+  Shape from, to;                           // sizes of space before and after
+  Shape kernel, stride, padding, dilation;  // per axis of space
+  int64_t groups = 1;
+  bool transposed = false;
+
+  size_t rank() const { return from.size(); }
+  int64_t reach(size_t i) const { return dilation[i] * (kernel[i] - 1); }
+  int64_t taps() const { return numel_of(kernel); }
 };
 
-int64_t of(const std::vector<c10::SymInt>& v, size_t i) { return v[v.size() == 1 ? 0 : i].expect_int(); }
+Conv transpose(Conv c) {
+  std::swap(c.from, c.to);
+  c.transposed = !c.transposed;
+  return c;
+}
 
-// saved[0]: U(x) and saved[1]: w, made when first used; memo[0], memo[1]: x and w as the node saved them.
-Sizes sizes(Local& l) {
-  auto& n = node<N>(l);
-  const auto x = l.memo[0].sizes(), w = l.memo[1].sizes();
-  const bool line = x.size() == 3;
-  Sizes s;
-  s.image = {x[0], x[1], line ? 1 : x[2], x[line ? 2 : 3]};
-  s.kernel = {line ? 1 : w[2], w[line ? 2 : 3]};
-  s.dilation = {line ? 1 : of(n.dilation, 0), of(n.dilation, 1)};
-  s.padding = {line ? 0 : of(n.padding, 0), of(n.padding, 1)};
-  s.stride = {line ? 1 : of(n.stride, 0), of(n.stride, 1)};
-  const int64_t k = w[1] * s.kernel[0] * s.kernel[1];
-  const int64_t length = numel_of(l.out_shape[0]) / (x[0] * w[0]);
-  s.unfolded = {x[0], k, length};
-  s.weight = {w[0], k};
-  s.out = {x[0], w[0], length};
+Shape per_axis(const std::vector<c10::SymInt>& v, size_t rank) {
+  Shape s;
+  for (size_t i = 0; i < rank; ++i) s.push_back(v[v.size() == 1 ? 0 : i].expect_int());
   return s;
 }
 
-Shape rows_of(const Tensor& rows, const Shape& rest) {
-  Shape shape{rows.size(0)};
-  shape.append(rest.begin(), rest.end());
-  return shape;
-}
+// saved: x, w; undefined where the other one is not active. memo: U(x), U'(gy), made when first used.
+const Tensor& x_of(const Local& l) { return l.saved[0]; }
+const Tensor& w_of(const Local& l) { return l.saved[1]; }
 
-Tangent unfold(const Tangent& t, const Sizes& s) {
-  return map_rows(t, s.unfolded, [&](const Tensor& rows) {
-    Shape images = s.image;
-    images[0] *= rows.size(0);
-    return at::im2col(rows.reshape(images), s.kernel, s.dilation, s.padding, s.stride)
-        .reshape(rows_of(rows, s.unfolded));
-  });
-}
-
-Tangent fold(const Tangent& t, const Sizes& s, const Shape& shape) {
-  Tangent image = map_rows(t, s.image, [&](const Tensor& rows) {
-    Shape columns = s.unfolded;
-    columns[0] *= rows.size(0);
-    return at::col2im(rows.reshape(columns), {s.image[2], s.image[3]}, s.kernel, s.dilation, s.padding,
-                      s.stride)
-        .reshape(rows_of(rows, s.image));
-  });
-  return view(std::move(image), shape);
-}
-
-Tensor unfolded(Local& l, const Sizes& s) {
-  if (!l.saved[0].defined()) {
-    l.saved[0] = at::im2col(l.memo[0].reshape(s.image), s.kernel, s.dilation, s.padding, s.stride);
-  }
-  return l.saved[0];
-}
-
-// Is this one ours? Empty images and what the formula above does not cover are not.
-bool covered(Local& l) {
-  auto& n = node<N>(l);
-  return !n.transposed && n.groups.expect_int() == 1 && !l.memo.empty() && l.memo[0].defined() &&
-         l.memo[1].defined() && (l.memo[0].dim() == 3 || l.memo[0].dim() == 4) && l.memo[0].numel() > 0;
+Shape shape_of(const Local& l, size_t i) {
+  return l.active[i] ? l.in_shape[i] : Shape(l.saved[i].sizes().begin(), l.saved[i].sizes().end());
 }
 
 void save(Local& l) {
   auto& n = node<N>(l);
-  l.memo = {l.unpack(n.input_), l.unpack(n.weight_)};
-  if (!covered(l)) return;
-  l.saved = {Tensor(), l.memo[1].reshape({l.memo[1].size(0), -1})};
+  l.saved = {l.unpack(n.input_), l.unpack(n.weight_)};
+  l.memo.resize(2);
 }
 
-Shape bias_shape(Local& l) {
+Conv conv_of(Local& l) {
+  auto& n = node<N>(l);
+  const Shape x = shape_of(l, 0), w = shape_of(l, 1), &y = l.out_shape[0];
+  const size_t rank = x.size() - 2;
+  return {Shape(x.begin() + 2, x.end()), Shape(y.begin() + 2, y.end()),
+          Shape(w.begin() + 2, w.end()), per_axis(n.stride, rank),
+          per_axis(n.padding, rank),     per_axis(n.dilation, rank),
+          n.groups.expect_int(),         n.transposed};
+}
+
+// [B, C, *space] with its channels in groups: [B, G, C / G, *space].
+Shape grouped(const Shape& shape, const Conv& c) {
+  Shape s{shape[0], c.groups, shape[1] / c.groups};
+  s.append(shape.begin() + 2, shape.end());
+  return s;
+}
+
+// The same with space flattened, for products.
+Shape flat(const Shape& shape, const Conv& c) {
+  return {shape[0], c.groups, shape[1] / c.groups, numel_of(Shape(shape.begin() + 2, shape.end()))};
+}
+
+// w as [G, o, c, k], of a transposed convolution [G, c, o, k].
+Shape flat_weight(const Shape& w, const Conv& c) { return {c.groups, w[0] / c.groups, w[1], c.taps()}; }
+
+const char* weight_axes(const Conv& c) { return c.transposed ? "gcok" : "gock"; }
+
+Tensor pad_space(const Tensor& x, const Shape& before, const Shape& after) {
+  Shape pads;
+  for (size_t i = before.size(); i-- > 0;) pads.append({before[i], after[i]});
+  return at::constant_pad_nd(x, pads);
+}
+
+// Zeros between the elements: an axis of n becomes one of n * stride.
+Tensor spaced(Tensor x, const Shape& stride) {
+  for (size_t i = 0; i < stride.size(); ++i) {
+    if (stride[i] == 1) continue;
+    const auto a = static_cast<int64_t>(i) + 2;
+    Shape pads(2 * (x.dim() - a), 0);
+    pads.back() = stride[i] - 1;  // of the last pair, which is for axis a + 1
+    x = at::constant_pad_nd(x.unsqueeze(a + 1), pads).flatten(a, a + 1);
+  }
+  return x;
+}
+
+// U(x): [B, G, c, k, l].
+Tensor unfolded(const Tensor& x, const Conv& c) {
+  Shape before, after, step, flip;
+  for (size_t i = 0; i < c.rank(); ++i) {
+    // A transposed convolution is a plain one over spaced elements, its taps in reverse.
+    const int64_t n = c.transposed ? c.from[i] * c.stride[i] : c.from[i];
+    before.push_back(c.transposed ? c.reach(i) - c.padding[i] : c.padding[i]);
+    step.push_back(c.transposed ? 1 : c.stride[i]);
+    after.push_back((c.to[i] - 1) * step[i] + c.reach(i) + 1 - n - before[i]);
+    if (c.transposed) flip.push_back(static_cast<int64_t>(i) + 2);
+  }
+  const Tensor padded = pad_space(c.transposed ? spaced(x, c.stride) : x, before, after).contiguous();
+  Shape size{x.size(0), x.size(1)}, stride{padded.stride(0), padded.stride(1)};
+  for (size_t i = 0; i < c.rank(); ++i) {
+    size.push_back(c.kernel[i]);
+    stride.push_back(c.dilation[i] * padded.stride(static_cast<int64_t>(i) + 2));
+  }
+  for (size_t i = 0; i < c.rank(); ++i) {
+    size.push_back(c.to[i]);
+    stride.push_back(step[i] * padded.stride(static_cast<int64_t>(i) + 2));
+  }
+  const Tensor windows = padded.as_strided(size, stride, padded.storage_offset());
+  return (flip.empty() ? windows : windows.flip(flip))
+      .reshape({x.size(0), c.groups, x.size(1) / c.groups, c.taps(), numel_of(c.to)});
+}
+
+const Tensor& unfolded_x(Local& l, const Conv& c) {
+  if (!l.memo[0].defined()) l.memo[0] = unfolded(x_of(l), c);
+  return l.memo[0];
+}
+
+const Tensor& unfolded_gy(Local& l, const Conv& c, const Tensor& gy) {
+  if (!l.memo[1].defined()) l.memo[1] = unfolded(gy, transpose(c));
+  return l.memo[1];
+}
+
+// A transposed convolution of stride 1 as the plain one that it is: taps in reverse, channels in opposite
+// roles. Libraries are much faster at it. Left alone where its padding would
+// not be symmetric, or negative.
+void make_plain(Conv& c, Tensor& w, int64_t groups) {
+  if (!c.transposed) return;
+  Conv plain = c;
+  plain.transposed = false;
+  Shape taps;
+  for (size_t i = 0; i < c.rank(); ++i) {
+    plain.padding[i] = c.reach(i) - c.padding[i];
+    const int64_t out = c.from[i] + 2 * plain.padding[i] - c.reach(i);
+    if (c.stride[i] != 1 || plain.padding[i] < 0 || out != c.to[i]) return;
+    taps.push_back(static_cast<int64_t>(i) + 2);
+  }
+  w = w.unflatten(0, {groups, -1}).transpose(1, 2).flatten(0, 1).flip(taps);
+  c = plain;
+}
+
+// Images [n, G c, *from] -> [n, G o, *to].
+Tensor convolved(const Tensor& x, Tensor w, Conv c, int64_t groups) {
+  make_plain(c, w, groups);
+  Shape extra(c.rank(), 0);
+  for (size_t i = 0; c.transposed && i < c.rank(); ++i) {
+    extra[i] = c.to[i] - ((c.from[i] - 1) * c.stride[i] - 2 * c.padding[i] + c.reach(i) + 1);
+  }
+  Tensor y = at::convolution(x, w, {}, c.stride, c.padding, c.dilation, c.transposed, extra, groups);
+  // What a transposed convolution adds to its output may make room for more windows than it came from.
+  for (size_t i = 0; i < c.rank(); ++i) y = y.narrow(static_cast<int64_t>(i) + 2, 0, c.to[i]);
+  return y;
+}
+
+// The tangent of C's input, convolved: [B, G c, *from] -> [B, G o, *to].
+Tangent convolve(const Tangent& t, const Tensor& w, const Conv& c, const Shape& out) {
+  const Shape y = grouped(out, c);
+  Shape axes, weight{1, c.groups, w.size(0) / c.groups, w.size(1)};
+  for (int64_t a = 2; a < static_cast<int64_t>(y.size()); ++a) axes.push_back(a);
+  weight.append(c.kernel.begin(), c.kernel.end());
+  const bool seeded = t.K > 1;
+  auto f = [&](const Tensor& rows, const Tensor& known) {
+    const int64_t R = rows.size(0), D = rows.size(1);
+    Shape images{R, D * rows.size(2)}, result{R, D};
+    images.append(c.from.begin(), c.from.end());
+    result.append(y.begin() + 2, y.end());
+    if (seeded) {
+      const int64_t windows = numel_of(c.transposed ? c.from : c.to);
+      ledger().flops += 2 * R * D * rows.size(2) * y[2] * c.taps() * windows;
+      ledger().gemms += 1;
+    }
+    return convolved(rows.reshape(images), known.flatten(0, 1), c, D).reshape(result);
+  };
+  return view(
+      map_axes(view(t, grouped(t.shape, c)), axes, Shape(y.begin() + 2, y.end()), f, w.reshape(weight)), out);
+}
+
+Shape bias_shape(const Local& l) {
   Shape shape(l.out_shape[0].size(), 1);
   shape[1] = l.out_shape[0][1];
   return shape;
 }
 
 Tangents push(Local& l, const Tangents& dx) {
-  if (!covered(l)) return autograd_rule().push(l, dx);
-  const Sizes s = sizes(l);
   Tangent dy;
   auto add = [&](Tangent t) {
     if (dy.K == 0) dy = zero_like(t, l.out_shape[0]);
     accumulate(dy, std::move(t));
   };
-  if (!dx[0].zero()) add(view(einsum(unfold(dx[0], s), "bkl", l.saved[1], "ok", "bol"), l.out_shape[0]));
+  if (!dx[0].zero()) add(convolve(dx[0], w_of(l), conv_of(l), l.out_shape[0]));
   if (!dx[1].zero()) {
-    add(view(einsum(view(dx[1], s.weight), "ok", unfolded(l, s), "bkl", "bol"), l.out_shape[0]));
+    const Conv c = conv_of(l);
+    const Tangent w = view(dx[1], flat_weight(dx[1].shape, c));
+    add(view(einsum(w, weight_axes(c), unfolded_x(l, c), "bgckl", "bgol"), l.out_shape[0]));
   }
-  if (dx.size() > 2 && !dx[2].zero()) add(expand(view(dx[2], bias_shape(l)), l.out_shape[0]));
+  if (!dx[2].zero()) add(expand(view(dx[2], bias_shape(l)), l.out_shape[0]));
   return {std::move(dy)};
 }
 
 Tangents pull(Local& l, const Tangents& dgy) {
-  if (!covered(l)) return autograd_rule().pull(l, dgy);
-  const Sizes s = sizes(l);
-  const Tangent g = view(dgy[0], s.out);
   Tangents dgx(l.inputs());
-  if (l.wanted[0]) dgx[0] = fold(einsum(g, "bol", l.saved[1], "ok", "bkl"), s, l.in_shape[0]);
-  if (l.wanted[1]) dgx[1] = view(einsum(g, "bol", unfolded(l, s), "bkl", "ok"), l.in_shape[1]);
-  if (l.inputs() > 2 && l.wanted[2]) dgx[2] = view(sum_to(dgy[0], bias_shape(l)), l.in_shape[2]);
+  if (l.wanted[0]) dgx[0] = convolve(dgy[0], w_of(l), transpose(conv_of(l)), l.in_shape[0]);
+  if (l.wanted[1]) {
+    const Conv c = conv_of(l);
+    const Tangent g = view(dgy[0], flat(dgy[0].shape, c));
+    dgx[1] = view(einsum(g, "bgol", unfolded_x(l, c), "bgckl", weight_axes(c)), l.in_shape[1]);
+  }
+  if (l.wanted[2]) dgx[2] = view(sum_to(dgy[0], bias_shape(l)), l.in_shape[2]);
   return dgx;
 }
 
 Tangents curve(Local& l, const std::vector<Tensor>& gy, const Tangents& dx) {
-  if (!covered(l)) return autograd_rule().curve(l, gy, dx);
-  const Sizes s = sizes(l);
-  const Tensor g = gy[0].reshape(s.out);
   Tangents dgx(l.inputs());
   if (l.wanted[0] && !dx[1].zero()) {
-    dgx[0] = fold(einsum(view(dx[1], s.weight), "ok", g, "bol", "bkl"), s, l.in_shape[0]);
+    const Conv c = conv_of(l);
+    const Tangent w = view(dx[1], flat_weight(dx[1].shape, c));
+    dgx[0] = view(einsum(w, weight_axes(c), unfolded_gy(l, c, gy[0]), "bgoks", "bgcs"), l.in_shape[0]);
   }
   if (l.wanted[1] && !dx[0].zero()) {
-    dgx[1] = view(einsum(unfold(dx[0], s), "bkl", g, "bol", "ok"), l.in_shape[1]);
+    const Conv c = conv_of(l);
+    const Tangent x = view(dx[0], flat(dx[0].shape, c));
+    dgx[1] = view(einsum(x, "bgcs", unfolded_gy(l, c, gy[0]), "bgoks", weight_axes(c)), l.in_shape[1]);
   }
   return dgx;
 }
@@ -143,6 +247,7 @@ void convolution() {
   rule.push = push;
   rule.pull = pull;
   rule.curve = curve;
+  rule.multiplies = true;
   add_rule("ConvolutionBackward0", rule);
 }
 

@@ -35,27 +35,29 @@ bool expressible(Local& l) {
   return true;
 }
 
-const Rule& inner_rule(Local& l) {
-  const Rule* rule = find_rule(l.inner->node->name());
-  return rule ? *rule : autograd_rule();
+const Rule& inner_rule(Local& l) { return *find_rule(l.inner->node->name()); }
+
+// The op on the view, as its own rule sees it.
+Local inner_of(Local& l) {
+  Local inner = l;
+  inner.node = node<CopySlices>(l).fn.get();
+  inner.in_shape[0] = view_of(l).size;
+  inner.out_shape = {inner.in_shape[0]};
+  return inner;
+}
+
+bool covers(Local& l) {
+  if (!node<CopySlices>(l).fn || !expressible(l)) return false;
+  Local inner = inner_of(l);
+  const Rule* rule = find_rule(inner.node->name());
+  return rule && (!rule->covers || rule->covers(inner));
 }
 
 void save(Local& l) {
-  auto& n = node<CopySlices>(l);
-  if (!n.fn || !expressible(l)) return;
   const Geometry g = view_of(l);
-  l.inner = std::make_shared<Local>();
-  Local& inner = *l.inner;
-  inner.node = n.fn.get();
-  inner.active = l.active;
-  inner.wanted = l.wanted;
-  inner.in_shape = l.in_shape;
-  inner.in_shape[0] = g.size;
-  inner.out_shape = {g.size};
-  inner.out_options = l.out_options;
-  inner.used = l.used;
+  l.inner = std::make_shared<Local>(inner_of(l));
   const Rule& rule = inner_rule(l);
-  if (rule.save) rule.save(inner);
+  if (rule.save) rule.save(*l.inner);
   Tensor outside = at::ones(l.out_shape[0], l.out_options[0].requires_grad(std::nullopt));
   outside.as_strided(g.size, g.stride, g.offset).zero_();
   l.memo = {outside};
@@ -72,7 +74,6 @@ Tangents on_view(Local& l, const Tangents& dx) {
 }
 
 Tangents push(Local& l, const Tangents& dx) {
-  if (!l.inner) return autograd_rule().push(l, dx);
   Tangents dv = inner_rule(l).push(*l.inner, on_view(l, dx));
   Tangent dy = zero_like(dv[0], l.out_shape[0]);
   dy.options = l.out_options[0];
@@ -92,7 +93,6 @@ void place_view(Local& l, Tangent& dg0) {
 }
 
 Tangents pull(Local& l, const Tangents& dgy) {
-  if (!l.inner) return autograd_rule().pull(l, dgy);
   l.inner->wanted = l.wanted;
   Tangents dgx = inner_rule(l).pull(*l.inner, {take(dgy[0], view_of(l))});
   if (l.wanted[0]) {
@@ -105,7 +105,6 @@ Tangents pull(Local& l, const Tangents& dgy) {
 }
 
 Tangents curve(Local& l, const std::vector<Tensor>& gy, const Tangents& dx) {
-  if (!l.inner) return autograd_rule().curve(l, gy, dx);
   const Rule& rule = inner_rule(l);
   if (!rule.curve) return Tangents(l.inputs());
   l.inner->wanted = l.wanted;
@@ -122,6 +121,7 @@ Tangents curve(Local& l, const std::vector<Tensor>& gy, const Tangents& dx) {
 void copy_slices() {
   {
     Rule rule;
+    rule.covers = covers;
     rule.save = save;
     rule.push = push;
     rule.pull = pull;

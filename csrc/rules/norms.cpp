@@ -128,11 +128,9 @@ Tangents curve(const Layer& layer, const Tensor& gy, const Tangents& dx) {
 template <class N, class L, class S>
 void normalisation(const char* name, L layout, S statistics) {
   auto layer = [layout](Local& l) { return Layer{l, layout(node<N>(l), l.out_shape[0])}; };
-  // Statistics used as outputs in their own right are rare: the node itself is driven then.
-  auto used = [](const auto& outputs, auto present) {
-    return outputs.size() > 1 && std::any_of(outputs.begin() + 1, outputs.end(), present);
-  };
   Rule rule;
+  // Statistics used as outputs in their own right are rare: the node itself is driven then.
+  rule.covers = [](Local& l) { return std::find(l.used.begin() + 1, l.used.end(), true) == l.used.end(); };
   rule.save = [layout, statistics](Local& l) {
     auto& n = node<N>(l);
     const Layout at = layout(n, l.out_shape[0]);
@@ -141,12 +139,8 @@ void normalisation(const char* name, L layout, S statistics) {
     l.saved = {(x - mean) * r, r, w.defined() ? w.reshape(at.w) : Tensor()};
   };
   rule.push = [layer](Local& l, const Tangents& dx) { return push(layer(l), dx); };
-  rule.pull = [layer, used](Local& l, const Tangents& dgy) {
-    if (used(dgy, [](const Tangent& g) { return !g.zero(); })) return autograd_rule().pull(l, dgy);
-    return pull(layer(l), dgy[0]);
-  };
-  rule.curve = [layer, used](Local& l, const std::vector<Tensor>& gy, const Tangents& dx) {
-    if (used(gy, [](const Tensor& g) { return g.defined(); })) return autograd_rule().curve(l, gy, dx);
+  rule.pull = [layer](Local& l, const Tangents& dgy) { return pull(layer(l), dgy[0]); };
+  rule.curve = [layer](Local& l, const std::vector<Tensor>& gy, const Tangents& dx) {
     const Layer seen = layer(l);
     return curve(seen, gy[0].reshape(seen.at.axes.in), dx);
   };

@@ -11,6 +11,7 @@
 //
 // That holds at x, not around it where a factor is zero. When the Hessian is to be differentiated again, the
 // products that leave out one element and two are formed instead.
+#include "picks.h"
 #include "reduction.h"
 
 namespace hesse::rules {
@@ -42,10 +43,13 @@ Tangent running_sum(const Tangent& t, const Line& line, bool transpose) {
     const Tensor triangle = at::ones({line.n, line.n}, t.options).tril();
     return view(einsum(view(t, line.shape), "ojq", triangle, transpose ? "ji" : "ij", "oiq"), line.in);
   }
-  const int64_t dim = line.axis + 1;
-  return map_rows(t, line.in, [&](const Tensor& rows) {
-    return transpose ? rows.flip(dim).cumsum(dim).flip(dim) : rows.cumsum(dim);
-  });
+  auto along = [transpose](const Tensor& rows, const Tensor&) {
+    if (!transpose) return rows.cumsum(2);
+    Tensor sums = rows.flip(2);  // step by step: no more than two are alive at once
+    sums = sums.cumsum(2);
+    return sums.flip(2);
+  };
+  return view(map_axes(view(t, line.shape), {1}, {line.n}, along), line.in);
 }
 
 Tensor running_sum_back(const Tensor& t, int64_t axis) {
@@ -144,26 +148,22 @@ constexpr int64_t most_pairs = int64_t{1} << 24;  // beyond, the node itself is 
 
 template <class F>
 void save_without(Local& l, const F& f, const Tensor& x) {
-  if (f.pairs() > most_pairs) return;
   l.saved = {F::without_one(axis_last(x, f.line)), axis_last(x, f.line)};
 }
 
 template <class F>
 Tangents push_without(Local& l, const F& f, const Tangents& dx) {
-  if (f.pairs() > most_pairs) return autograd_rule().push(l, dx);
   const Tangent t = view(cast(dx[0], dtype_of(l)), f.line.shape);
   return {view(einsum(t, "ojq", l.saved[0], "oqji", "oiq"), l.out_shape[0])};
 }
 
 template <class F>
 Tangents pull_without(Local& l, const F& f, const Tangents& dgy) {
-  if (f.pairs() > most_pairs) return autograd_rule().pull(l, dgy);
   return {view(einsum(view(dgy[0], f.results()), "oiq", l.saved[0], "oqji", "ojq"), l.in_shape[0])};
 }
 
 template <class F>
 Tangents curve_without(Local& l, const F& f, const std::vector<Tensor>& gy, const Tangents& dx) {
-  if (f.pairs() > most_pairs) return autograd_rule().curve(l, gy, dx);
   if (l.memo.empty()) {
     const Tensor g = gy[0].reshape(f.results()).transpose(1, 2).unsqueeze(-2).unsqueeze(-2);
     l.memo = {(F::without_two(l.saved[1]) * g).sum(-1)};
@@ -176,6 +176,9 @@ Tangents curve_without(Local& l, const F& f, const std::vector<Tensor>& gy, cons
 template <class N, class F>
 void product(const char* name) {
   Rule rule;
+  rule.covers = [](Local& l) {
+    return !c10::GradMode::is_enabled() || F(node<N>(l), l).pairs() <= most_pairs;
+  };
   rule.save = [](Local& l) {
     const F f(node<N>(l), l);
     const Tensor x = operand(l, node<N>(l).self_);
@@ -228,10 +231,6 @@ void logcumsumexp() {
   using N = gen::LogcumsumexpBackward0;
   constexpr int64_t most = int64_t{1} << 24;  // elements of J; beyond, the node itself is driven
   auto line = [](Local& l) { return line_of(l, node<N>(l).dim); };
-  auto large = [line](Local& l) {
-    const Line at = line(l);
-    return numel_of(at.shape) * at.n > most;
-  };
   auto forward = [line](Local& l, const Tangent& t) {
     return view(einsum(view(t, line(l).shape), "oiq", l.saved[0], "oqij", "ojq"), l.in_shape[0]);
   };
@@ -239,25 +238,18 @@ void logcumsumexp() {
     return view(einsum(view(t, line(l).shape), "ojq", l.saved[0], "oqij", "oiq"), l.in_shape[0]);
   };
   Rule rule;
-  rule.save = [line, large](Local& l) {
-    if (large(l)) return;
+  rule.covers = [line](Local& l) { return numel_of(line(l).shape) * line(l).n <= most; };
+  rule.save = [line](Local& l) {
     const Line at = line(l);
     const Tensor x = l.unpack(node<N>(l).self_).reshape(at.shape).transpose(1, 2).unsqueeze(-1);
     const Tensor y = l.unpack(node<N>(l).result_).reshape(at.shape).transpose(1, 2).unsqueeze(-2);
     const Tensor before = at::ones({at.n, at.n}, x.options().dtype(at::kBool)).tril(-1);
     l.saved = {(x - y).masked_fill(before, -std::numeric_limits<double>::infinity()).exp()};  // [o, q, i, j]
   };
-  rule.push = [large, forward](Local& l, const Tangents& dx) -> Tangents {
-    if (large(l)) return autograd_rule().push(l, dx);
-    return {forward(l, dx[0])};
-  };
-  rule.pull = [large, back](Local& l, const Tangents& dgy) -> Tangents {
-    if (large(l)) return autograd_rule().pull(l, dgy);
-    return {back(l, dgy[0])};
-  };
-  rule.curve = [line, large, forward, back](Local& l, const std::vector<Tensor>& gy,
-                                            const Tangents& dx) -> Tangents {
-    if (large(l)) return autograd_rule().curve(l, gy, dx);
+  rule.push = [forward](Local& l, const Tangents& dx) -> Tangents { return {forward(l, dx[0])}; };
+  rule.pull = [back](Local& l, const Tangents& dgy) -> Tangents { return {back(l, dgy[0])}; };
+  rule.curve = [line, forward, back](Local& l, const std::vector<Tensor>& gy,
+                                     const Tangents& dx) -> Tangents {
     if (l.memo.empty()) {
       const Tensor g = gy[0].reshape(line(l).shape).transpose(1, 2).unsqueeze(-2);
       l.memo = {(l.saved[0] * g).sum(-1).transpose(1, 2).reshape(l.in_shape[0])};
@@ -271,27 +263,23 @@ void logcumsumexp() {
 
 template <class N>
 void picked(const char* name) {
-  auto index = [](Local& l, const Tensor& rows) {
-    Shape size{rows.size(0)};
-    size.append(l.saved[0].sizes().begin(), l.saved[0].sizes().end());
-    return l.saved[0].unsqueeze(0).expand(size);
-  };
   Rule rule;
-  rule.save = [](Local& l) { l.saved = {l.unpack(node<N>(l).indices_)}; };
-  rule.push = [index](Local& l, const Tangents& dx) -> Tangents {
+  rule.save = [](Local& l) {  // [outer, inner, picked]
     const Line line = line_of(l, node<N>(l).dim);
-    if (line.in.empty()) return {dx[0]};
-    return {map_rows(dx[0], l.out_shape[0],
-                     [&](const Tensor& rows) { return rows.gather(line.axis + 1, index(l, rows)); })};
+    const Tensor index = l.unpack(node<N>(l).indices_);
+    l.saved = {index.reshape({line.shape[0], -1, line.shape[2]}).transpose(1, 2)};
   };
-  rule.pull = [index](Local& l, const Tangents& dgy) -> Tangents {
+  rule.push = [](Local& l, const Tangents& dx) -> Tangents {
     const Line line = line_of(l, node<N>(l).dim);
-    if (line.in.empty()) return {dgy[0]};
-    return {map_rows(dgy[0], line.in, [&](const Tensor& rows) {
-      Shape size{rows.size(0)};
-      size.append(line.in.begin(), line.in.end());
-      return at::zeros(size, rows.options()).scatter_add(line.axis + 1, index(l, rows), rows);
-    })};
+    const Tensor& index = l.saved[0];
+    return {
+        view(map_axes(view(dx[0], line.shape), {1}, {index.size(2)}, gather_last, index), l.out_shape[0])};
+  };
+  rule.pull = [](Local& l, const Tangents& dgy) -> Tangents {
+    const Line line = line_of(l, node<N>(l).dim);
+    const Tensor& index = l.saved[0];
+    const Tangent g = view(dgy[0], {line.shape[0], index.size(2), line.shape[2]});
+    return {view(map_axes(g, {1}, {line.n}, scatter_last(line.n), index), line.in)};
   };
   add_rule(name, std::move(rule));
 }

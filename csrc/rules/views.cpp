@@ -195,15 +195,10 @@ void views() {
       return g;
     };
     Rule rule;
-    rule.push = [geometry](Local& l, const Tangents& dx) -> Tangents {
-      const auto g = geometry(l);
-      if (!g) return autograd_rule().push(l, dx);
-      return {take(dx[0], *g)};
-    };
+    rule.covers = [geometry](Local& l) { return geometry(l).has_value(); };
+    rule.push = [geometry](Local& l, const Tangents& dx) -> Tangents { return {take(dx[0], *geometry(l))}; };
     rule.pull = [geometry](Local& l, const Tangents& dgy) -> Tangents {
-      const auto g = geometry(l);
-      if (!g) return autograd_rule().pull(l, dgy);
-      return {put(dgy[0], *g, l.in_shape[0])};
+      return {put(dgy[0], *geometry(l), l.in_shape[0])};
     };
     add_rule("AsStridedBackward0", rule);
   }
@@ -287,9 +282,20 @@ void views() {
   {
     Rule rule;
     auto flip = [](Local& l, const Tangent& t) -> Tangents {
-      Shape dims;
-      for (int64_t d : node<gen::FlipBackward0>(l).dims) dims.push_back(wrap(d, l.in_shape[0].size()) + 1);
-      return {map_rows(t, l.in_shape[0], [&](const Tensor& rows) { return at::flip(rows, dims); })};
+      const Shape& shape = l.in_shape[0];
+      std::vector<bool> flipped(shape.size(), false);
+      for (int64_t d : node<gen::FlipBackward0>(l).dims) {
+        if (!shape.empty()) flipped[wrap(d, shape.size())] = true;
+      }
+      Shape axes, sizes, dims;
+      for (size_t a = 0; a < shape.size(); ++a) {
+        if (!flipped[a]) continue;
+        dims.push_back(static_cast<int64_t>(axes.size()) + 2);
+        axes.push_back(static_cast<int64_t>(a));
+        sizes.push_back(shape[a]);
+      }
+      return {
+          map_axes(t, axes, sizes, [&](const Tensor& rows, const Tensor&) { return at::flip(rows, dims); })};
     };
     rule.push = [flip](Local& l, const Tangents& dx) { return flip(l, dx[0]); };
     rule.pull = [flip](Local& l, const Tangents& dgy) { return flip(l, dgy[0]); };

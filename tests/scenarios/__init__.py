@@ -35,6 +35,7 @@ class Scenario:
             asymmetric, only because of how its backward masks; ours is the value or the limit.
         reference: the same function, such that torch differentiates it twice; ``fn`` if None.
         skips: layout -> the reason why it does not apply.
+        driven: no rule covers these nodes as they are here: they run by the autograd rule.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Scenario:
     mended: tuple[tuple[tuple[float, ...], tuple[tuple[float, ...], ...]], ...] = ()
     reference: Callable[..., torch.Tensor | tuple[torch.Tensor, ...]] | None = None
     skips: Mapping[str, str] = field(default_factory=dict)
+    driven: bool = False
 
     def domain(self, i: int) -> Interval:
         return self.domains[i if len(self.domains) > 1 else 0]

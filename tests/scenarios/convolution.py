@@ -5,8 +5,11 @@ import torch.nn.functional as F
 from . import Scenario
 
 
-def convolution(name, fn, *shapes):
-    return Scenario(name, ("ConvolutionBackward0",), fn, shapes)
+def convolution(name, fn, *shapes, **kwargs):
+    return Scenario(name, ("ConvolutionBackward0",), fn, shapes, **kwargs)
+
+
+ADDED = {"create_graph": "torch raises where added output is differentiated a third time"}
 
 
 IMAGE, WEIGHT, BIAS = (2, 2, 5, 4), (3, 2, 3, 2), (3,)
@@ -55,4 +58,60 @@ SCENARIOS = (
     ),
     convolution("conv1d, dilated", lambda x, w: F.conv1d(x, w, dilation=3), (1, 2, 6), (2, 2, 2)),
     convolution("conv_transpose1d", F.conv_transpose1d, (2, 2, 3), (2, 2, 2)),
+    convolution(
+        "conv_transpose2d with bias, padded",
+        lambda x, w, b: F.conv_transpose2d(x, w, b, padding=1),
+        (2, 2, 3, 3),
+        (2, 3, 3, 2),
+        (3,),
+    ),
+    convolution(
+        "conv_transpose2d in groups",
+        lambda x, w: F.conv_transpose2d(x, w, stride=2, output_padding=1, groups=2),
+        (2, 4, 2, 3),
+        (4, 3, 2, 2),
+        skips=ADDED,
+    ),
+    convolution(
+        "conv_transpose2d, padded more than it reaches",
+        lambda x, w: F.conv_transpose2d(x, w, padding=2),
+        (1, 2, 5, 6),
+        (2, 2, 2, 3),
+    ),
+    convolution(
+        "conv_transpose1d with room for another window",
+        lambda x, w: F.conv_transpose1d(x, w, stride=1, dilation=3, output_padding=2),
+        (2, 2, 3),
+        (2, 2, 2),
+        skips=ADDED,
+    ),
+    convolution(
+        "conv_transpose1d, strided, padded and dilated",
+        lambda x, w: F.conv_transpose1d(x, w, stride=3, padding=2, dilation=2, output_padding=1),
+        (2, 2, 3),
+        (2, 2, 3),
+        skips=ADDED,
+    ),
+    convolution(
+        "conv_transpose3d",
+        lambda x, w: F.conv_transpose3d(x, w, stride=(1, 2, 1)),
+        (1, 2, 2, 2, 2),
+        (2, 1, 2, 1, 2),
+    ),
+    convolution(
+        "conv3d in groups, strided and padded",
+        lambda x, w, b: F.conv3d(x, w, b, stride=(1, 2, 1), padding=(0, 1, 1), groups=2),
+        (1, 4, 2, 3, 2),
+        (2, 2, 2, 2, 2),
+        (2,),
+    ),
+    convolution(
+        "conv1d, padded more than it reaches",
+        lambda x, w: F.conv1d(x, w, padding=2),
+        (1, 2, 3),
+        (2, 2, 2),
+    ),
+    convolution(
+        "conv2d that leaves out the rim", lambda x, w: F.conv2d(x, w, stride=3), IMAGE, (2, 2, 2, 1)
+    ),
 )

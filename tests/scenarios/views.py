@@ -14,7 +14,7 @@ def view(name, nodes, fn, *shapes, **kwargs):
     return Scenario(name, nodes, fn, shapes or ((3, 4),), **kwargs)
 
 
-def in_place(name, fn, *shapes, nodes=("torch::autograd::CopySlices",)):
+def in_place(name, fn, *shapes, nodes=("torch::autograd::CopySlices",), **kwargs):
     """``fn(y, *others)`` changes y, a fresh contiguous value, through a view of it."""
 
     def changed(x, *others):
@@ -22,7 +22,7 @@ def in_place(name, fn, *shapes, nodes=("torch::autograd::CopySlices",)):
         fn(y, *others)
         return y
 
-    return Scenario(name, nodes, changed, shapes or ((3, 4),))
+    return Scenario(name, nodes, changed, shapes or ((3, 4),), **kwargs)
 
 
 RESHAPES = [
@@ -114,6 +114,15 @@ STRIDED = [
         "as_strided of a transpose",
         "AsStridedBackward0",
         lambda x: (x * 1.0).contiguous().t().as_strided((2, 3), (1, 4)),
+        driven=True,
+    ),
+    view(
+        "as_strided_scatter",
+        "AsStridedScatterBackward0",
+        lambda x, y: torch.as_strided_scatter((x * 1.0).contiguous(), y, (2, 3), (4, 1), 1),
+        (3, 4),
+        (2, 3),
+        driven=True,
     ),
     view("one element", "SelectBackward0", lambda x: x[2, 1] * x[-1, -1]),
     view("neighbours", "SliceBackward0", lambda x: (x[1:] - x[:-1]).reshape(-1)[::2], (4, 3)),
@@ -139,6 +148,9 @@ BLOCKS = [
     view("triu below", "TriuBackward0", lambda x: x.triu(-1), (2, 3, 3)),
     view("flip", "FlipBackward0", lambda x: x.flip(0, -1)),
     view("flip one axis", "FlipBackward0", lambda x: x.flip(1)),
+    view("flip an inner axis", "FlipBackward0", lambda x: x.flip(-2), (2, 3, 2)),
+    view("flip no axis", "FlipBackward0", lambda x: x.flip(())),
+    view("flip of a scalar", "FlipBackward0", lambda x: x.flip(()), ()),
     view("roll of a scalar", "RollBackward0", lambda x: x.roll(1), ()),
     view("repeat of a scalar", "RepeatBackward0", lambda x: x.repeat(3), ()),
     view(
@@ -181,6 +193,12 @@ IN_PLACE = [
     in_place(
         "a product added to a view", lambda y, z: y[:, :2].addmm_(z, z[:, :2]), (3, 4), (3, 3)
     ),
+    in_place(
+        "an op without a rule in place",
+        lambda y: y[1:].index_fill_(1, torch.tensor([2]), 5.0),
+        driven=True,
+    ),
+    in_place("a view of a transpose changed", lambda y: y.t()[1:].exp_()),
     view(
         "a view of a constant assigned",
         "torch::autograd::CopySlices",
