@@ -257,7 +257,12 @@ Tensor exact_rows(const Tangent& t, const Term& term, int64_t k_begin, int64_t k
   // Rows that are not the core as it lies there are a copy.
   const bool as_is = !term.coef.defined() && term.alpha == 1.0 && contiguous_in(term.core, term, order);
   if (t.K > 1 && !as_is) ledger().reserve(numel_of(out), t.options.dtype().itemsize());
-  return product(term).expand(sizes_of(term)).permute(order).reshape(out);
+  if (as_is || !kernels::has_loops(term.coef, term.core)) {
+    return product(term).expand(sizes_of(term)).permute(order).reshape(out);
+  }
+  const Tensor copy = fresh(out, t.options);
+  write_into(copy, term, k_begin, numel);
+  return copy;
 }
 
 }  // namespace
@@ -507,6 +512,34 @@ bool same(const Tangent& a, const Tangent& b) {
          });
 }
 
+namespace {
+
+// The term is all of its core, dense in memory that nobody else reads.
+bool own_and_full(const Term& t) {
+  return t.owned && t.core.defined() && !t.coef.defined() && t.core.numel() == t.coverage() &&
+         t.core.use_count() == 1 && t.core.storage().use_count() == 1;
+}
+
+// a += b in a's own memory, however it is laid out, where b has the same dimensions in any order.
+bool absorb(Term& a, const Term& b) {
+  if (c10::GradMode::is_enabled() || !own_and_full(a) || a.k0 != b.k0 || a.v0 != b.v0 || a.rank() != b.rank())
+    return false;
+  Shape order;
+  for (const Dim& d : a.dims) {
+    const auto at = std::find(b.dims.begin(), b.dims.end(), d);
+    if (at == b.dims.end()) return false;
+    order.push_back(at - b.dims.begin());
+  }
+  auto permuted = [&order](const Tensor& f) { return f.defined() ? f.permute(order) : f; };
+  const Tensor coef = permuted(b.coef), core = permuted(b.core);
+  if (!kernels::has_loops(a.core, coef) || !kernels::has_loops(a.core, core)) return false;
+  kernels::combine(kernels::Into::add, a.core, a.core.sizes(), a.core.strides(), 0, coef, core,
+                   b.alpha / a.alpha);
+  return true;
+}
+
+}  // namespace
+
 void accumulate(Tangent& t, Tangent other, bool combining) {
   t.upper = t.upper || other.upper;
   if (t.zero()) {
@@ -522,6 +555,7 @@ void accumulate(Tangent& t, Tangent other, bool combining) {
         break;
       }
     }
+    for (size_t i = 0; combining && !merged && i < t.terms.size(); ++i) merged = absorb(t.terms[i], b);
     if (!merged) t.terms.push_back(std::move(b));
   }
   if (combining) combine(t);
