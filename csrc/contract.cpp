@@ -34,7 +34,7 @@ Tensor grouped(const Tensor& f, const Axes& x, const Axes& y, const Axes& z) {
     if (std::find(order.begin(), order.end(), d) == order.end()) rest.push_back(d);  // size 1
   }
   order.append(rest.begin(), rest.end());
-  return f.permute(order).reshape({extent(f, x), extent(f, y), extent(f, z)});
+  return kernels::reshape(f.permute(order), {extent(f, x), extent(f, y), extent(f, z)});
 }
 
 // Index of element i along a flattened group of axes, by one of their strides.

@@ -9,6 +9,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <optional>
 
 namespace hesse {
 
@@ -238,41 +239,26 @@ bool contiguous_in(const Tensor& core, const Term& term, c10::ArrayRef<int64_t> 
   return true;
 }
 
-// The term as [k, *S] rows without a copy of zeros, when it fills them exactly.
-Tensor exact_rows(const Tangent& t, const Term& term, int64_t k_begin, int64_t k_end) {
-  const int64_t numel = t.numel(), rows = k_end - k_begin;
-  if (term.k0 != k_begin || term.v0 != 0 || term.coverage() != rows * numel) return {};
-  if (!term.coef.defined() && !term.core.defined()) return {};
-  c10::SmallVector<int64_t, 6> order(term.dims.size());
+// The term's dimensions by the strides with which they move through rows [k_begin, k_end) of T, if it fills
+// these exactly; none if not.
+std::optional<Shape> row_order(const Tangent& t, const Term& term, int64_t k_begin, int64_t k_end) {
+  const int64_t numel = t.numel();
+  if (term.k0 != k_begin || term.v0 != 0 || term.coverage() != (k_end - k_begin) * numel) return std::nullopt;
+  Shape order(term.dims.size());
   for (size_t i = 0; i < order.size(); ++i) order[i] = static_cast<int64_t>(i);
   auto stride = [&](int64_t d) { return term.dims[d].ks * numel + term.dims[d].vs; };
   std::sort(order.begin(), order.end(), [&](int64_t a, int64_t b) { return stride(a) > stride(b); });
   int64_t expected = 1;
-  for (int64_t i = static_cast<int64_t>(order.size()) - 1; i >= 0; --i) {
-    if (stride(order[i]) != expected) return {};
-    expected *= term.dims[order[i]].n;
+  for (size_t i = order.size(); i-- > 0; expected *= term.dims[order[i]].n) {
+    if (stride(order[i]) != expected) return std::nullopt;
   }
-  Shape out{rows};
-  out.append(t.shape.begin(), t.shape.end());
-  // Rows that are not the core as it lies there are a copy.
-  const bool as_is = !term.coef.defined() && term.alpha == 1.0 && contiguous_in(term.core, term, order);
-  if (t.K > 1 && !as_is) ledger().reserve(numel_of(out), t.options.dtype().itemsize());
-  if (as_is || !kernels::has_loops(term.coef, term.core)) {
-    return product(term).expand(sizes_of(term)).permute(order).reshape(out);
-  }
-  const Tensor copy = fresh(out, t.options);
-  write_into(copy, term, k_begin, numel);
-  return copy;
+  return order;
 }
 
 }  // namespace
 
 Tensor dense(const Tangent& t, int64_t k_begin, int64_t k_end) {
   const auto [first, last] = seed_range(t);
-  if (t.terms.size() == 1 && first >= k_begin && last <= k_end) {
-    Tensor rows = exact_rows(t, t.terms[0], k_begin, k_end);
-    if (rows.defined()) return rows;
-  }
   TORCH_INTERNAL_ASSERT(t.zero() || (first >= k_begin && last <= k_end),
                         "hesse: seeds outside of the range read");
   Shape size{k_end - k_begin};
@@ -280,23 +266,33 @@ Tensor dense(const Tangent& t, int64_t k_begin, int64_t k_end) {
   auto reserve = [&] {
     if (t.K > 1) ledger().reserve(numel_of(size), t.options.dtype().itemsize());
   };
-  // The first term that fills the rows exactly is written, not added to zeros.
-  Tensor out;
-  const Term* written = nullptr;
+  const bool recorded = c10::GradMode::is_enabled();
+  // A term that fills the rows is read where it lies, or at least written and not added to zeros.
+  const Term* whole = nullptr;
   for (const Term& term : t.terms) {
-    if (written || c10::GradMode::is_enabled()) break;
-    out = exact_rows(t, term, k_begin, k_end);
-    if (out.defined()) written = &term;
+    if (recorded && t.terms.size() > 1) break;
+    const auto order = row_order(t, term, k_begin, k_end);
+    if (!order || (!term.coef.defined() && !term.core.defined())) continue;
+    if (t.terms.size() == 1) {
+      const bool as_it_lies =
+          !term.coef.defined() && term.alpha == 1.0 && contiguous_in(term.core, term, *order);
+      if (as_it_lies || recorded) {
+        if (!as_it_lies) reserve();
+        return product(term).expand(sizes_of(term)).permute(*order).reshape(size);
+      }
+    }
+    whole = &term;
+    break;
   }
-  if (!written) {
-    reserve();
-    out = fresh(size, t.options).zero_();
-  } else if (out.storage().use_count() > 1 || !out.is_contiguous()) {
-    reserve();
-    out = out.clone(at::MemoryFormat::Contiguous);
+  reserve();
+  const Tensor out = fresh(size, t.options);
+  if (whole) {
+    write_into(out, *whole, k_begin, t.numel());
+  } else {
+    out.zero_();
   }
   for (const Term& term : t.terms) {
-    if (&term != written) add_into(out, term, k_begin, t.numel());
+    if (&term != whole) add_into(out, term, k_begin, t.numel());
   }
   return out;
 }

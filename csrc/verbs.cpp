@@ -719,6 +719,7 @@ Tangent einsum(Tangent t, const std::string& t_axes, const Tensor& weight, const
     const size_t at = out_axes.find(c);
     to.push_back(at == npos ? -1 : static_cast<int64_t>(at));
   }
+  const bool ends_here = demand && c10::IntArrayRef(demand->shape) == c10::IntArrayRef(shape);
   Tangent out = zero_like(t, shape);
   for (Term& term : t.terms) {
     Placement p;
@@ -757,7 +758,7 @@ Tangent einsum(Tangent t, const std::string& t_axes, const Tensor& weight, const
     Tangent one = zero_like(t, shape);
     one.upper = multiply(term, windowed(w, {size, stride, offset}), reduce, shape);
     one.terms.push_back(std::move(term));
-    accumulate(out, std::move(one));
+    accumulate(out, std::move(one), /*combining=*/!ends_here);
   }
   return out;
 }

@@ -24,6 +24,8 @@ bool has_loops(const at::Tensor& a, const at::Tensor& b);
 // alpha * a * b and alpha * a + beta * b, broadcast, as new tensors.
 at::Tensor multiply(const at::Tensor& a, const at::Tensor& b, double alpha = 1.0);
 at::Tensor blend(const at::Tensor& a, double alpha, const at::Tensor& b, double beta);
+// The same elements in another shape: a view where strides allow it, else a contiguous copy.
+at::Tensor reshape(const at::Tensor& t, at::IntArrayRef shape);
 // A large pairwise array, such as [n, n, 3], with its short last axis outermost in memory: a copy that makes
 // the loops over all its later products long. Anything else as it is.
 at::Tensor with_long_loops(const at::Tensor& t);

@@ -5,6 +5,7 @@
 
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
+#include <ATen/TensorUtils.h>
 #include <c10/core/GradMode.h>
 #include <c10/util/SmallVector.h>
 
@@ -234,6 +235,15 @@ at::Tensor blend(const at::Tensor& a, double alpha, const at::Tensor& b, double 
   combine(Into::write, out, sizes, strides, 0, a, {}, alpha);
   combine(Into::add, out, sizes, strides, 0, b, {}, beta);
   return out;
+}
+
+at::Tensor reshape(const at::Tensor& t, at::IntArrayRef shape) {
+  if (!has_loops(t, {})) return t.reshape(shape);
+  const auto stride = at::detail::computeStride(t.sizes(), t.strides(), at::DimVector(shape));
+  if (stride) return t.as_strided(shape, *stride);
+  const at::Tensor out = fresh(t.sizes(), t.options());
+  combine(Into::write, out, t.sizes(), out.strides(), 0, t, {}, 1.0);
+  return out.view(shape);
 }
 
 at::Tensor with_long_loops(const at::Tensor& t) {
