@@ -1,7 +1,7 @@
 #include "assemble.h"
 
 #include "kernels/mirror.h"
-#include "workspace.h"
+#include "kernels/workspace.h"
 
 #include <ATen/ATen.h>
 #include <c10/util/Exception.h>
@@ -58,7 +58,7 @@ struct Block {
   bool upper = false;     // a diagonal block of which only the upper triangle was computed
 
   void open(int64_t rows, int64_t cols, const at::TensorOptions& options) {
-    if (!flat.defined()) flat = fresh({rows, cols}, options).zero_();
+    if (!flat.defined()) flat = kernels::fresh({rows, cols}, options).zero_();
   }
 };
 
@@ -103,7 +103,7 @@ void Assembly::add_term(const Term& term, size_t i, size_t j, bool whole) {
     if (block.flat.defined()) return;
   }
   if (!block.flat.defined() && term.coverage() == rows * cols && !lin.create_graph) {
-    block.flat = fresh({rows, cols}, options);
+    block.flat = kernels::fresh({rows, cols}, options);
     write_into(block.flat, term, 0, cols);
     return;
   }

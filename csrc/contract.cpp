@@ -1,8 +1,8 @@
 #include "contract.h"
 
 #include "kernels/combine.h"
+#include "kernels/workspace.h"
 #include "ledger.h"
-#include "workspace.h"
 
 #include <ATen/ATen.h>
 #include <c10/core/GradMode.h>
@@ -12,8 +12,6 @@
 namespace hesse {
 
 namespace {
-
-bool varies(const Tensor& f, int64_t d) { return f.defined() && f.size(d) > 1; }
 
 using Axes = c10::SmallVector<int64_t, 6>;
 
@@ -65,7 +63,7 @@ Tensor matrix_product(const Tensor& lhs, const Tensor& rhs) {
   if (c10::GradMode::is_enabled()) {
     return single ? at::mm(lhs.squeeze(0), rhs.squeeze(0)).unsqueeze(0) : at::bmm(lhs, rhs);
   }
-  Tensor out = fresh({lhs.size(0), lhs.size(1), rhs.size(2)}, lhs.options());
+  Tensor out = kernels::fresh({lhs.size(0), lhs.size(1), rhs.size(2)}, lhs.options());
   if (single) {
     Tensor matrix = out.squeeze(0);
     at::mm_out(matrix, lhs.squeeze(0), rhs.squeeze(0));
@@ -80,7 +78,7 @@ Tensor upper_product(const Tensor& lhs, const Tensor& rhs, const Axes& left, con
                      const Landing& at) {
   constexpr int64_t block_rows = 128;
   const int64_t rows = lhs.size(0), cols = rhs.size(1);
-  Tensor out = fresh({rows, cols}, lhs.options());
+  Tensor out = kernels::fresh({rows, cols}, lhs.options());
   for (int64_t r = 0; r < rows; r += block_rows) {
     const int64_t r_end = std::min(r + block_rows, rows);
     const int64_t k = at.k0 + position(r, left, at, &Dim::ks);
@@ -103,6 +101,7 @@ Tensor upper_product(const Tensor& lhs, const Tensor& rhs, const Axes& left, con
 
 // Products so small, or so thin and many, that a matrix product costs more in overhead than in arithmetic.
 constexpr int64_t most_in_one_pass = int64_t{1} << 20;
+constexpr int64_t longest_sum = 4096;  // the loops add one by one; ATen's sums lose less
 bool thin(int64_t left, int64_t right, bool batched, int64_t work) {
   constexpr int64_t small_work = 4096, small_result = 16;
   return work <= small_work || (batched && (left == 1 || right == 1 || left * right <= small_result));
@@ -222,10 +221,15 @@ Tensor contract(Tensor a, Tensor b, const Shape& sizes, const std::vector<bool>&
   const int64_t work = out * extent(a, p.summed);
   const bool vector = !p.batch.empty() && (p.left.empty() || p.right.empty());
   if (seeded && !vector) ledger().gemms += 1;
-  if (thin(extent(a, p.left), extent(b, p.right), !p.batch.empty(), work)) {
+  auto spend = [&] {
     if (seeded) ledger().flops += 2 * work;
-    if (kernels::has_loops(a, b)) return kernels::dot(a, b, reduce);
-    if (work <= most_in_one_pass) return at::mul(a, b).sum(p.summed, /*keepdim=*/true);
+  };
+  if (thin(extent(a, p.left), extent(b, p.right), !p.batch.empty(), work)) {
+    const bool loops = kernels::has_loops(a, b) && extent(a, p.summed) <= longest_sum;
+    if (loops || work <= most_in_one_pass) {
+      spend();
+      return loops ? kernels::dot(a, b, reduce) : at::mul(a, b).sum(p.summed, /*keepdim=*/true);
+    }
   }
   // Axes of a group are ordered by memory so that flattening them is a view where possible.
   sort_by_memory(p.left, a);
@@ -238,7 +242,7 @@ Tensor contract(Tensor a, Tensor b, const Shape& sizes, const std::vector<bool>&
     if (large.is_same(p.b)) swap_factors(p);
     const Tensor c = product_in_the_middle(p, sizes);
     if (c.defined()) {
-      if (seeded) ledger().flops += 2 * work;
+      spend();
       return c;
     }
   }
@@ -252,7 +256,7 @@ Tensor contract(Tensor a, Tensor b, const Shape& sizes, const std::vector<bool>&
   if (landing && landing->upper) {
     c = upper_product(lhs.squeeze(0), rhs.squeeze(0), p.left, p.right, *landing);
   } else {
-    if (seeded) ledger().flops += 2 * work;
+    spend();
     c = matrix_product(lhs, rhs);
   }
   return unflattened(c, {&p.batch, &p.left, &p.right}, sizes);

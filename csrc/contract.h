@@ -1,7 +1,7 @@
 // Products of broadcastable factors with some axes summed over: the one place where seed-sized FLOPs happen.
 #pragma once
 
-#include "tangent.h"
+#include "term.h"
 
 namespace hesse {
 

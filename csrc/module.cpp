@@ -1,5 +1,8 @@
 // The Python module hesse._C: the only file that knows Python.
 #include "assemble.h"
+#include "kernels/combine.h"
+#include "kernels/mirror.h"
+#include "kernels/workspace.h"
 
 #include <ATen/ATen.h>
 #include <torch/csrc/utils/pybind.h>
@@ -107,6 +110,29 @@ Tangent tangent_from(int64_t K, const std::vector<int64_t>& shape, const Tensor&
     t.terms.push_back(std::move(term));
   }
   return t;
+}
+
+// The kernels, for the tests that hold them against slow loops.
+void bind_kernels(py::module_& m) {
+  m.def("instruction_sets", &kernels::instruction_sets);
+  m.def("use_instruction_set", &kernels::use_instruction_set, py::arg("name"));
+  m.def(
+      "combine",
+      [](bool add, const Tensor& out, const std::vector<int64_t>& sizes, const std::vector<int64_t>& strides,
+         int64_t offset, const std::optional<Tensor>& a, const std::optional<Tensor>& b, double alpha) {
+        const c10::NoGradGuard no_grad;
+        kernels::combine(add ? kernels::Into::add : kernels::Into::write, out, sizes, strides, offset,
+                         a.value_or(Tensor()), b.value_or(Tensor()), alpha);
+      },
+      py::arg("add"), py::arg("out"), py::arg("sizes"), py::arg("strides"), py::arg("offset"), py::arg("a"),
+      py::arg("b"), py::arg("alpha"));
+  m.def("mirror_upper", &kernels::mirror_upper, py::arg("matrix"));
+  m.def(
+      "fresh",
+      [](const std::vector<int64_t>& size, const Tensor& like) {
+        return kernels::fresh(size, like.options());
+      },
+      py::arg("size"), py::arg("like"));
 }
 
 void bind_tangent(py::module_& m) {
@@ -254,6 +280,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
       },
       py::arg("outputs"), py::arg("inputs"), py::arg("gys"), py::arg("create_graph"), release());
   bind_tangent(m);
+  bind_kernels(m);
 }
 
 }  // namespace hesse

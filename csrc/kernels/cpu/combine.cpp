@@ -1,7 +1,7 @@
 #include "kernels/combine.h"
 
 #include "combine_loops.h"
-#include "workspace.h"
+#include "kernels/workspace.h"
 
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
@@ -10,6 +10,7 @@
 #include <c10/util/SmallVector.h>
 
 #include <algorithm>
+#include <atomic>
 #include <optional>
 
 namespace hesse::kernels {
@@ -21,18 +22,31 @@ constexpr int64_t kShort = 8;  // a loop of fewer turns costs more than what it 
 using Axes = c10::SmallVector<Axis, 8>;
 using Strides = c10::SmallVector<int64_t, 8>;
 
-// The widest instruction set that both the build and the processor have.
+enum class Instructions { baseline, avx2, avx512 };
+
+Instructions widest() {
+#if defined(__x86_64__)
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+      __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+      __builtin_cpu_supports("fma"))
+    return Instructions::avx512;
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return Instructions::avx2;
+#endif
+  return Instructions::baseline;
+}
+
+std::atomic<Instructions> instructions{widest()};
+
 template <typename T>
 void run(const Loops<T>& loops) {
-#if defined(__x86_64__)
-  using Run = void (*)(const Loops<T>&);
-  static const Run best = __builtin_cpu_supports("avx512vl") ? static_cast<Run>(run_avx512)
-                          : __builtin_cpu_supports("avx2")   ? static_cast<Run>(run_avx2)
-                                                             : static_cast<Run>(run_baseline);
-  best(loops);
-#else
-  run_baseline(loops);
-#endif
+  switch (instructions.load(std::memory_order_relaxed)) {
+    case Instructions::avx512:
+      return run_avx512(loops);
+    case Instructions::avx2:
+      return run_avx2(loops);
+    case Instructions::baseline:
+      return run_baseline(loops);
+  }
 }
 
 int64_t stride_of(const at::Tensor& f, size_t d) {
@@ -190,6 +204,19 @@ Strides layout(at::IntArrayRef sizes, const at::Tensor& a, const at::Tensor& b) 
 }
 
 }  // namespace
+
+std::vector<std::string> instruction_sets() {
+  std::vector<std::string> names{"baseline", "avx2", "avx512"};
+  names.resize(static_cast<size_t>(widest()) + 1);
+  return names;
+}
+
+void use_instruction_set(const std::string& name) {
+  const std::vector<std::string> names = instruction_sets();
+  const auto it = std::find(names.begin(), names.end(), name);
+  TORCH_CHECK(it != names.end(), "hesse: this processor does not have the instruction set ", name);
+  instructions = static_cast<Instructions>(it - names.begin());
+}
 
 bool has_loops(const at::Tensor& a, const at::Tensor& b) {
   const at::ScalarType type = (a.defined() ? a : b).scalar_type();

@@ -1,4 +1,4 @@
-#include "workspace.h"
+#include "kernels/workspace.h"
 
 #include <ATen/ATen.h>
 #include <ATen/EmptyTensor.h>
@@ -9,7 +9,7 @@
 #include <mutex>
 #include <vector>
 
-namespace hesse {
+namespace hesse::kernels {
 
 namespace {
 
@@ -101,4 +101,4 @@ at::Tensor fresh(at::IntArrayRef size, const at::TensorOptions& options) {
   return fresh(size, stride, options);
 }
 
-}  // namespace hesse
+}  // namespace hesse::kernels

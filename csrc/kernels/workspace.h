@@ -5,10 +5,10 @@
 
 #include <ATen/core/Tensor.h>
 
-namespace hesse {
+namespace hesse::kernels {
 
 // Uninitialised.
 at::Tensor fresh(at::IntArrayRef size, at::IntArrayRef stride, const at::TensorOptions& options);
 at::Tensor fresh(at::IntArrayRef size, const at::TensorOptions& options);
 
-}  // namespace hesse
+}  // namespace hesse::kernels

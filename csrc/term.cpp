@@ -1,0 +1,184 @@
+#include "term.h"
+
+#include "kernels/combine.h"
+#include "ledger.h"
+
+#include <ATen/ATen.h>
+
+#include <algorithm>
+
+namespace hesse {
+
+int64_t numel_of(c10::IntArrayRef shape) {
+  int64_t n = 1;
+  for (int64_t s : shape) n *= s;
+  return n;
+}
+
+Shape row_major(c10::IntArrayRef shape) {
+  Shape strides(shape.size(), 1);
+  for (int64_t a = static_cast<int64_t>(shape.size()) - 2; a >= 0; --a)
+    strides[a] = strides[a + 1] * shape[a + 1];
+  return strides;
+}
+
+int64_t Term::coverage() const {
+  int64_t n = 1;
+  for (const Dim& d : dims) n *= d.n;
+  return n;
+}
+
+int64_t Term::stored() const {
+  return (coef.defined() ? coef.numel() : 0) + (core.defined() ? core.numel() : 0);
+}
+
+std::pair<int64_t, int64_t> Term::seed_range() const {
+  int64_t first = k0, last = k0;
+  for (const Dim& d : dims) (d.ks >= 0 ? last : first) += (d.n - 1) * d.ks;
+  return {first, last + 1};
+}
+
+Shape sizes_of(const Term& t) {
+  Shape s;
+  for (const Dim& d : t.dims) s.push_back(d.n);
+  return s;
+}
+
+bool same_factor(const Tensor& a, const Tensor& b) {
+  if (!a.defined() || !b.defined()) return a.defined() == b.defined();
+  if (a.is_same(b)) return true;
+  if (a.requires_grad() || b.requires_grad()) return false;
+  return a.is_alias_of(b) && a.storage_offset() == b.storage_offset() && a.scalar_type() == b.scalar_type() &&
+         a.sizes() == b.sizes() && a.strides() == b.strides();
+}
+
+bool same_placement(const Term& a, const Term& b) {
+  return a.k0 == b.k0 && a.v0 == b.v0 && a.dims.size() == b.dims.size() &&
+         std::equal(a.dims.begin(), a.dims.end(), b.dims.begin());
+}
+
+bool place(Term& t, c10::IntArrayRef shape, Placement& p) {
+  const Shape strides = row_major(shape);
+  const int64_t axes = static_cast<int64_t>(shape.size());
+  p.offset.assign(axes, 0);
+  for (int64_t a = 0; a < axes; ++a) p.offset[a] = (t.v0 / strides[a]) % shape[a];
+  c10::SmallVector<int64_t, 6> reach(p.offset);  // the largest index a term attains on each axis
+  p.axis.clear();
+  p.step.clear();
+  for (int64_t d = 0; d < t.rank(); ++d) {
+    const Dim dim = t.dims[d];
+    if (dim.vs == 0) {
+      p.axis.push_back(-1);
+      p.step.push_back(0);
+      continue;
+    }
+    int64_t a = 0;
+    while (a < axes && (shape[a] == 1 || strides[a] > dim.vs)) ++a;
+    if (a == axes || dim.vs % strides[a] != 0) return false;
+    const int64_t step = dim.vs / strides[a];
+    if (reach[a] + (dim.n - 1) * step >= shape[a]) {
+      // The dimension runs over the end of the axis: split it where the axis ends.
+      if (step >= shape[a] || shape[a] % step != 0 || p.offset[a] >= step || reach[a] != p.offset[a])
+        return false;
+      const int64_t inner = shape[a] / step;
+      if (dim.n % inner != 0 || dim.n == inner) return false;
+      split_dim(t, d, inner);
+      --d;
+      continue;
+    }
+    reach[a] += (dim.n - 1) * step;
+    p.axis.push_back(a);
+    p.step.push_back(step);
+  }
+  return true;
+}
+
+void split_dim(Term& t, int64_t d, int64_t inner) {
+  const Dim whole = t.dims[d];
+  t.dims[d] = {whole.n / inner, whole.ks * inner, whole.vs * inner};
+  t.dims.insert(t.dims.begin() + d + 1, {inner, whole.ks, whole.vs});
+  for (Tensor* f : {&t.coef, &t.core}) {
+    if (!f->defined()) continue;
+    *f = varies(*f, d) ? f->unflatten(d, {whole.n / inner, inner}) : f->unsqueeze(d);
+  }
+}
+
+void squeeze(Term& t) {
+  bool any = false;
+  for (const Dim& d : t.dims) any = any || d.n == 1;
+  if (!any) return;
+  c10::SmallVector<Dim, 6> kept;
+  Shape drop;
+  for (int64_t d = 0; d < t.rank(); ++d) {
+    if (t.dims[d].n == 1) {
+      drop.push_back(d);
+    } else {
+      kept.push_back(t.dims[d]);
+    }
+  }
+  for (Tensor* f : {&t.coef, &t.core}) {
+    if (f->defined()) *f = f->squeeze(drop);
+  }
+  t.dims = std::move(kept);
+}
+
+void fold_coef(Term& t) {
+  if (!t.coef.defined()) return;
+  if (!t.core.defined()) {
+    t.core = std::move(t.coef);
+    t.owned = false;
+  } else {
+    int64_t elements = 1;
+    for (int64_t d = 0; d < t.rank(); ++d) elements *= std::max(t.coef.size(d), t.core.size(d));
+    ledger().reserve(elements, t.core.element_size());
+    t.core = kernels::multiply(t.core, t.coef);
+    t.owned = true;
+  }
+  t.coef = Tensor();
+}
+
+void settle(Term& t) {
+  if (!t.core.defined()) {
+    if (coef_on_seed(t)) fold_coef(t);
+    return;
+  }
+  if (t.coef.defined()) return;
+  for (int64_t d = 0; d < t.rank(); ++d) {
+    if (t.dims[d].vs == 0 && varies(t.core, d)) return;
+  }
+  t.coef = std::move(t.core);
+  t.core = Tensor();
+}
+
+bool coef_on_seed(const Term& t) {
+  for (int64_t d = 0; d < t.rank(); ++d) {
+    if (t.dims[d].vs == 0 && varies(t.coef, d)) return true;
+  }
+  return false;
+}
+
+namespace {
+
+void combine_into(kernels::Into into, const Tensor& out, const Term& t, int64_t k_begin, int64_t numel) {
+  Shape strides;
+  for (const Dim& d : t.dims) strides.push_back(d.ks * numel + d.vs);
+  kernels::combine(into, out, sizes_of(t), strides, (t.k0 - k_begin) * numel + t.v0, t.coef, t.core, t.alpha);
+}
+
+}  // namespace
+
+void add_into(const Tensor& out, const Term& t, int64_t k_begin, int64_t numel) {
+  combine_into(kernels::Into::add, out, t, k_begin, numel);
+}
+
+void write_into(const Tensor& out, const Term& t, int64_t k_begin, int64_t numel) {
+  combine_into(kernels::Into::write, out, t, k_begin, numel);
+}
+
+Tensor product(const Term& t) {
+  if (t.coef.defined() && t.core.defined()) return kernels::multiply(t.coef, t.core, t.alpha);
+  const Tensor& p = t.coef.defined() ? t.coef : t.core;
+  return t.alpha == 1.0 ? p : at::mul(p, t.alpha);
+}
+
+}  // namespace hesse

@@ -1,0 +1,81 @@
+// Scaling touches only coefs.
+#include "verbs.h"
+
+#include "kernels/combine.h"
+#include "verbs/terms.h"
+
+#include <ATen/ATen.h>
+
+namespace hesse {
+
+namespace {
+
+// c as a factor of the term: one axis per dimension.
+Window window(const Term& term, const Placement* p, const Tensor& c) {
+  Window w{{}, {}, c.storage_offset()};
+  if (!p) {  // flat: c is contiguous and of the value's own shape
+    for (const Dim& d : term.dims) {
+      w.size.push_back(d.vs == 0 ? 1 : d.n);
+      w.stride.push_back(d.vs);
+    }
+    w.offset += term.v0;
+    return w;
+  }
+  auto stride_of = [&c](int64_t a) { return c.size(a) == 1 ? 0 : c.stride(a); };
+  for (int64_t d = 0; d < term.rank(); ++d) {
+    const int64_t stride = p->axis[d] < 0 ? 0 : p->step[d] * stride_of(p->axis[d]);
+    w.size.push_back(stride == 0 ? 1 : term.dims[d].n);
+    w.stride.push_back(stride);
+  }
+  for (size_t a = 0; a < p->offset.size(); ++a) w.offset += p->offset[a] * stride_of(static_cast<int64_t>(a));
+  return w;
+}
+
+}  // namespace
+
+Tangent scale(Tangent t, double alpha) {
+  for (Term& term : t.terms) term.alpha *= alpha;
+  return t;
+}
+
+Tangent scale(Tangent t, const Tensor& factor) {
+  if (t.zero()) return t;
+  Tensor c = factor.scalar_type() == t.options.dtype() ? factor : factor.to(t.options.dtype().toScalarType());
+  const int64_t lead = static_cast<int64_t>(t.shape.size()) - c.dim();
+  const bool flat = lead == 0 && c.sizes() == c10::IntArrayRef(t.shape) && c.is_contiguous();
+  if (lead > 0) {
+    Shape full(lead, 1);
+    full.append(c.sizes().begin(), c.sizes().end());
+    c = c.reshape(full);
+  }
+  // Terms that share a coef go on sharing it: the product is formed once.
+  struct Done {
+    Tensor before;
+    Window window;
+    Tensor after;
+  };
+  c10::SmallVector<Done, 4> done;
+  for (Term& term : t.terms) {
+    Placement p;
+    if (!flat) place_or_densify(t, term, p);
+    if (coef_on_seed(term)) fold_coef(term);
+    const Window w = window(term, flat ? nullptr : &p, c);
+    const Done* known = nullptr;
+    for (const Done& d : done) {
+      const bool same =
+          term.coef.defined() ? d.before.defined() && d.before.is_same(term.coef) : !d.before.defined();
+      if (same && d.window == w) known = &d;
+    }
+    if (known) {
+      term.coef = known->after;
+      continue;
+    }
+    const Tensor view = windowed(c, w);
+    Tensor after = term.coef.defined() ? kernels::multiply(term.coef, view) : view;
+    if (t.terms.size() > 1) done.push_back({term.coef, w, after});
+    term.coef = std::move(after);
+  }
+  return t;
+}
+
+}  // namespace hesse
