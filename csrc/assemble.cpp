@@ -71,6 +71,9 @@ struct Assembly {
   Assembly(const Linearization& l, const Layout& y, bool s)
       : lin(l), layout(y), symmetric(s), blocks(l.inputs.size(), std::vector<Block>(l.inputs.size())) {}
 
+  at::TensorOptions block_options(size_t j) const {
+    return lin.inputs[j].options().requires_grad(std::nullopt);
+  }
   void add(Tangent& t, size_t j, int64_t chunk_begin);
   void add_term(const Term& term, size_t i, size_t j, bool whole_chunk);
   void finish(Blocks& out, bool dtype_of_row);
@@ -97,7 +100,7 @@ Tensor adoptable(const Term& t, int64_t rows, int64_t cols) {
 void Assembly::add_term(const Term& term, size_t i, size_t j, bool whole) {
   const int64_t rows = layout.size[i], cols = layout.size[j];
   Block& block = blocks[i][j];
-  const at::TensorOptions options = lin.inputs[j].options().requires_grad(std::nullopt);
+  const at::TensorOptions options = block_options(j);
   if (!block.flat.defined() && whole && !lin.create_graph) {
     block.flat = adoptable(term, rows, cols);
     if (block.flat.defined()) return;
@@ -154,12 +157,15 @@ void Assembly::finish(Blocks& out, bool dtype_of_row) {
   for (size_t i = 0; i < n; ++i) {
     for (size_t j = 0; j < n; ++j) {
       Block& block = blocks[i][j];
-      if (block.upper) kernels::mirror_upper(block.flat);
+      if (block.upper && block.flat.defined()) kernels::mirror_upper(block.flat);
       const at::ScalarType dtype = lin.inputs[dtype_of_row ? i : j].scalar_type();
-      Tensor flat = block.mirrored ? blocks[j][i].flat.t().to(dtype).contiguous() : block.flat;
+      Tensor flat = block.flat;
+      if (block.mirrored) {
+        flat = kernels::fresh({layout.size[i], layout.size[j]}, block_options(j).dtype(dtype));
+        flat.copy_(blocks[j][i].flat.t());
+      }
       if (!flat.defined()) {
-        flat =
-            at::zeros({layout.size[i], layout.size[j]}, lin.inputs[j].options().requires_grad(std::nullopt));
+        flat = at::zeros({layout.size[i], layout.size[j]}, block_options(j));
       }
       Shape shape(lin.inputs[i].sizes().begin(), lin.inputs[i].sizes().end());
       shape.append(lin.inputs[j].sizes().begin(), lin.inputs[j].sizes().end());
@@ -209,12 +215,9 @@ Blocks hessian(Linearization& lin, const HessianOptions& options, HessianReport&
     };
     ledger.piece_bytes = cached && K >= 2 * kCacheSeeds ? kPieceBytes : 0;
     const Ledger before = ledger;
+    std::vector<Tangent> rows;
     try {
-      std::vector<Tangent> rows = sweep_hessian(lin, K, seeds, half);
-      for (size_t j = 0; j < rows.size(); ++j) assembly.add(rows[j], j, begin);
-      report.chunk_size = std::max(report.chunk_size, K);
-      ++report.chunks;
-      begin = end;
+      rows = sweep_hessian(lin, K, seeds, half);
     } catch (const ChunkTooLarge& e) {
       ledger = before;
       if (K == 1) {
@@ -223,11 +226,18 @@ Blocks hessian(Linearization& lin, const HessianOptions& options, HessianReport&
         const int64_t least = ledger.piece_bytes ? kCacheSeeds : 1;
         chunk = std::clamp<int64_t>(K * e.allowed_bytes / (2 * e.wanted_bytes), least, K / 2);
       }
-    } catch (const c10::OutOfMemoryError&) {
+      continue;
+    } catch (const c10::Error& e) {
       ledger = before;
-      if (K == 1) throw;
+      if (K == 1 || !is_out_of_memory(e)) throw;
       chunk = K / 2;
+      continue;
     }
+    // What is added to the blocks cannot be taken back: from here on an error is final.
+    for (size_t j = 0; j < rows.size(); ++j) assembly.add(rows[j], j, begin);
+    report.chunk_size = std::max(report.chunk_size, K);
+    ++report.chunks;
+    begin = end;
   }
   Blocks blocks;
   assembly.finish(blocks, options.dtype_of_row);

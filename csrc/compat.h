@@ -13,10 +13,9 @@ using Node = torch::autograd::Node;
 
 #if TORCH_VERSION_MAJOR == 2 && TORCH_VERSION_MINOR >= 13
 using NodePtr = c10::intrusive_ptr<Node>;
-inline NodePtr share(Node& node) { return node.getptr(); }
 #else
 using NodePtr = std::shared_ptr<Node>;
-inline NodePtr share(Node& node) { return node.getptr(); }
 #endif
+inline NodePtr share(Node& node) { return node.getptr(); }
 
 }  // namespace hesse

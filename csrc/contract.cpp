@@ -116,6 +116,13 @@ bool wants_upper(const Landing& at, const Axes& left, const Axes& right, int64_t
   for (int64_t d : right) {
     if (at.dims[d].ks != 0) return false;
   }
+  // Along any other dimension the product is one value for many places.
+  for (size_t d = 0; d < at.dims.size(); ++d) {
+    const auto axis = static_cast<int64_t>(d);
+    const bool known =
+        std::count(left.begin(), left.end(), axis) || std::count(right.begin(), right.end(), axis);
+    if (!known && at.dims[d].n > 1 && (at.dims[d].ks != 0 || at.dims[d].vs != 0)) return false;
+  }
   return monotone(left, at, &Dim::ks) && monotone(right, at, &Dim::vs);
 }
 
@@ -202,14 +209,16 @@ Tensor contract(Tensor a, Tensor b, const Shape& sizes, const std::vector<bool>&
       (in_a && in_b ? p.batch : in_a ? p.left : p.right).push_back(d);
     }
   }
-  if (!alone_a.empty()) {
-    if (seeded) ledger().flops += a.numel();
-    a = a.sum(alone_a, /*keepdim=*/true);
-  }
-  if (!alone_b.empty()) {
-    if (seeded) ledger().flops += b.numel();
-    b = b.sum(alone_b, /*keepdim=*/true);
-  }
+  auto sum_alone = [seeded](Tensor& f, const Axes& axes) {
+    if (axes.empty()) return;
+    if (seeded) {
+      ledger().flops += f.numel();
+      ledger().reserve(f.numel() / extent(f, axes), f.element_size());
+    }
+    f = f.sum(axes, /*keepdim=*/true);
+  };
+  sum_alone(a, alone_a);
+  sum_alone(b, alone_b);
   if (!a.defined()) return b;
   if (!b.defined()) return a;
   p.a = a;

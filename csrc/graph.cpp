@@ -154,6 +154,10 @@ Graph build_graph(const std::vector<Tensor>& outputs, const std::vector<Tensor>&
   }
   for (Node* node : order) {
     refuse_hooks(*node);
+    TORCH_CHECK(
+        node->name() != "CompiledFunctionBackward",
+        "hesse: func calls a function that torch.compile has compiled, which records a first derivative "
+        "and no second one. Call the function that was compiled.");
     if (node->name() == "CheckpointFunctionBackward") {
       throw Unsupported("reentrant checkpointing only works inside PyTorch's own backward pass");
     }

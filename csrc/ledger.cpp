@@ -15,6 +15,11 @@ Ledger& ledger() {
   return scratch;
 }
 
+bool is_out_of_memory(const c10::Error& e) {
+  return dynamic_cast<const c10::OutOfMemoryError*>(&e) ||
+         std::string(e.what_without_backtrace()).find("DefaultCPUAllocator") != std::string::npos;
+}
+
 LedgerScope::LedgerScope(Ledger& l) : previous_(current) { current = &l; }
 LedgerScope::~LedgerScope() { current = previous_; }
 

@@ -1,6 +1,8 @@
 // What a sweep costs: verbs write it, the sweep reads it for chunking, `explain` prints it.
 #pragma once
 
+#include <c10/util/Exception.h>
+
 #include <cstdint>
 #include <set>
 #include <string>
@@ -28,6 +30,10 @@ struct ChunkTooLarge {
   int64_t wanted_bytes;
   int64_t allowed_bytes;
 };
+
+// Whether an error says that there is no memory left: PyTorch has a type for that on a GPU, on the CPU only
+// words.
+bool is_out_of_memory(const c10::Error& e);
 
 // The ledger of the sweep that runs on this thread (a scratch one outside a sweep).
 Ledger& ledger();

@@ -76,6 +76,19 @@ std::vector<Tangent> reverse(Linearization& lin, const std::function<bool(const 
   return adjoint;
 }
 
+// Unpacks what the step's rule needs. A curved step that turns out to have a sparse operand is driven
+// instead.
+void save(Linearization& lin, size_t s) {
+  Step& step = lin.graph.steps[s];
+  try {
+    step.rule->save(lin.locals[s]);
+  } catch (const SavedSparse&) {
+    if (!step.rule->curve) throw;
+    step.rule = &autograd_rule();
+    lin.locals[s] = local_of(lin.graph, step);
+  }
+}
+
 }  // namespace
 
 Linearization linearize(std::vector<Tensor> outputs, std::vector<Tensor> inputs, std::vector<Tensor> seeds,
@@ -94,7 +107,7 @@ Linearization linearize(std::vector<Tensor> outputs, std::vector<Tensor> inputs,
     const Step& step = lin.graph.steps[s];
     lin.locals.push_back(local_of(lin.graph, step));
     lin.adjoints[s].resize(step.out.size());
-    if (step.rule->save) step.rule->save(lin.locals.back());
+    if (step.rule->save) save(lin, s);
   }
   reverse(lin, [](const Slot& slot) { return slot.curved_below; }, /*keep=*/true);
   return lin;

@@ -20,22 +20,29 @@ std::map<std::string, Rule>& table() {
 
 Tangent scale(Tangent t, const Factor& f) {
   if (f.zero()) return zero_like(t, t.shape);
-  if (f.c.defined()) t = scale(std::move(t), f.c);
+  if (f.c.defined()) t = f.selects ? select(std::move(t), f.c) : scale(std::move(t), f.c);
   return f.alpha == 1.0 ? t : scale(std::move(t), f.alpha);
 }
 
-bool same(const Factor& a, const Factor& b) { return a.alpha == b.alpha && same_factor(a.c, b.c); }
-
-Factor multiply(const Factor& f, const Tensor& value) {
-  Factor product = f.c.defined() ? Factor(at::mul(f.c, value)) : Factor(value);
-  product.alpha = f.alpha;
-  return product;
+bool same(const Factor& a, const Factor& b) {
+  return a.alpha == b.alpha && a.selects == b.selects && same_factor(a.c, b.c);
 }
 
 Tensor Local::unpack(const torch::autograd::SavedVariable& v) const {
-  if (!v.has_hooks()) return v.unpack(share(*node));
-  const AutogradScope scope(true);  // the hook may run Python, or recompute a checkpointed region
-  return v.unpack(share(*node));
+  auto unpacked = [&] { return v.unpack(share(*node)); };
+  Tensor t;
+  if (v.has_hooks()) {
+    const AutogradScope scope(true);  // the hook may run Python, or recompute a checkpointed region
+    t = unpacked();
+  } else {
+    t = unpacked();
+  }
+  if (!t.defined()) return t;
+  if (t.layout() != at::kStrided) throw SavedSparse(node->name() + " saved a sparse tensor");
+  // What forward-mode AD saves where there is no tangent has no memory; the imaginary part of a conjugate is
+  // a view whose memory has the other sign.
+  if (t._is_zerotensor()) return at::zeros(t.sizes(), t.options());
+  return t.is_neg() ? t.resolve_neg() : t;
 }
 
 void add_rule(const std::string& name, Rule rule) { table()[name] = std::move(rule); }

@@ -25,10 +25,19 @@ struct Unsupported : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
+// A rule met a sparse tensor among what its node saved; the autograd rule can do such a step.
+struct SavedSparse : Unsupported {
+  using Unsupported::Unsupported;
+};
+
 // A value-sized factor alpha * c; c undefined: 1. Factor{} is the constant one.
+//
+// A factor that selects says where the op's own backward puts a zero instead of multiplying with one: there,
+// an infinity or NaN that comes back ends.
 struct Factor {
   Tensor c;
   double alpha = 1.0;
+  bool selects = false;
   Factor() = default;
   Factor(Tensor t) : c(std::move(t)) {}  // NOLINT: rows read better without a cast
   Factor(double a) : alpha(a) {}         // NOLINT
@@ -37,7 +46,6 @@ struct Factor {
 
 Tangent scale(Tangent t, const Factor& f);
 bool same(const Factor& a, const Factor& b);
-Factor multiply(const Factor& f, const Tensor& value);
 
 // One step as its rule sees it. What a rule unpacks or derives from the node it keeps here, once.
 struct Local {

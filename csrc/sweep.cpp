@@ -4,7 +4,7 @@
 
 #include <algorithm>
 #include <optional>
-#include <unordered_set>
+#include <unordered_map>
 
 namespace hesse {
 
@@ -28,7 +28,80 @@ Tangent zero_tangent(const Tensor& like, int64_t K) {
   return t;
 }
 
-Tangents gather(const std::vector<int>& index, const std::vector<Tangent>& slots, int64_t K) {
+bool all_zero(const Tangents& ts) {
+  return std::all_of(ts.begin(), ts.end(), [](const Tangent& t) { return t.zero(); });
+}
+
+void restrict_all(Tangents& ts, int64_t k_end) {
+  for (Tangent& t : ts) restrict_seeds(t, k_end);
+}
+
+// Seed-sized memory alive in the slots of a sweep, each storage once, kept up to date slot by slot.
+class Live {
+ public:
+  void add(const Tangent& t) {
+    Ledger& l = ledger();
+    l.widest_terms = std::max<int64_t>(l.widest_terms, static_cast<int64_t>(t.terms.size()));
+    each(t, [this](const void* storage, int64_t bytes) { bytes_ += uses_[storage]++ == 0 ? bytes : 0; });
+  }
+  void remove(const Tangent& t) {
+    each(t, [this](const void* storage, int64_t bytes) {
+      const auto use = uses_.find(storage);
+      if (--use->second > 0) return;
+      uses_.erase(use);
+      bytes_ -= bytes;
+    });
+  }
+  void begin_step() const {
+    ledger().live_bytes = bytes_;
+    ledger().step_bytes = 0;
+  }
+
+ private:
+  template <class F>
+  static void each(const Tangent& t, F f) {
+    for (const Term& term : t.terms) {
+      if (!term.owned || !term.core.defined() || term.core.numel() <= 1) continue;
+      f(term.core.storage().unsafeGetStorageImpl(), static_cast<int64_t>(term.core.storage().nbytes()));
+    }
+  }
+  std::unordered_map<const void*, int> uses_;
+  int64_t bytes_ = 0;
+};
+
+// The tangents of all slots.
+class Slots {
+ public:
+  Slots(std::vector<Tangent> tangents, Live& live) : tangents_(std::move(tangents)), live_(live) {
+    for (const Tangent& t : tangents_) live_.add(t);
+  }
+  const Tangent& operator[](int slot) const { return tangents_[slot]; }
+  void set(int slot, Tangent t) {
+    change(slot, [&](Tangent& old) { old = std::move(t); });
+  }
+  void add(int slot, Tangent t, bool combining) {
+    change(slot, [&](Tangent& sum) { accumulate(sum, std::move(t), combining); });
+  }
+  void release(int slot) {
+    change(slot, [](Tangent& t) { t.terms.clear(); });
+  }
+  Tangent take(int slot) {
+    live_.remove(tangents_[slot]);
+    return std::move(tangents_[slot]);
+  }
+
+ private:
+  template <class F>
+  void change(int slot, F f) {
+    live_.remove(tangents_[slot]);
+    f(tangents_[slot]);
+    live_.add(tangents_[slot]);
+  }
+  std::vector<Tangent> tangents_;
+  Live& live_;
+};
+
+Tangents gather(const std::vector<int>& index, const Slots& slots, int64_t K) {
   Tangents t;
   for (int i : index) {
     if (i >= 0) {
@@ -41,41 +114,9 @@ Tangents gather(const std::vector<int>& index, const std::vector<Tangent>& slots
   return t;
 }
 
-bool all_zero(const Tangents& ts) {
-  return std::all_of(ts.begin(), ts.end(), [](const Tangent& t) { return t.zero(); });
-}
-
-void release(Tangent& t) { t.terms.clear(); }
-
-void restrict_all(Tangents& ts, int64_t k_end) {
-  for (Tangent& t : ts) restrict_seeds(t, k_end);
-}
-
-// Seed-sized memory alive between two steps, each storage once.
-void account(const std::vector<Tangent>& a, const std::vector<Tangent>& b) {
-  std::unordered_set<const void*> seen;
-  int64_t bytes = 0;
-  size_t widest = 0;
-  for (const auto* slots : {&a, &b}) {
-    for (const Tangent& t : *slots) {
-      widest = std::max(widest, t.terms.size());
-      for (const Term& term : t.terms) {
-        if (!term.owned || !term.core.defined() || term.core.numel() <= 1) continue;
-        if (seen.insert(term.core.storage().unsafeGetStorageImpl()).second) {
-          bytes += static_cast<int64_t>(term.core.storage().nbytes());
-        }
-      }
-    }
-  }
-  Ledger& l = ledger();
-  l.live_bytes = bytes;
-  l.step_bytes = 0;
-  l.widest_terms = std::max<int64_t>(l.widest_terms, static_cast<int64_t>(widest));
-}
-
 // Pushes the slots' tangents through the graph. For the Hessian (`only_curved`) nothing is pushed beyond the
 // last curved step, and a tangent is released once no curved step will want it on the way back.
-void forward(Linearization& lin, std::vector<Tangent>& slots, int64_t K, bool only_curved) {
+void forward(Linearization& lin, Slots& slots, const Live& live, int64_t K, bool only_curved) {
   const Graph& graph = lin.graph;
   std::vector<int> uses(graph.slots.size(), 0);
   for (const Step& step : graph.steps) {
@@ -83,7 +124,6 @@ void forward(Linearization& lin, std::vector<Tangent>& slots, int64_t K, bool on
       if (i >= 0) ++uses[i];
     }
   }
-  static const std::vector<Tangent> none;
   for (size_t s = 0; s < graph.steps.size(); ++s) {
     const Step& step = graph.steps[s];
     bool go = !only_curved;
@@ -92,17 +132,17 @@ void forward(Linearization& lin, std::vector<Tangent>& slots, int64_t K, bool on
       ledger().op = step.name.c_str();
       const Tangents dx = gather(step.in, slots, K);
       if (!all_zero(dx)) {
-        account(slots, none);
+        live.begin_step();
         Tangents dy = step.rule->push(lin.locals[s], dx);
         for (size_t o = 0; o < dy.size(); ++o) {
           const int slot = step.out[o];
-          if (slot >= 0 && !dy[o].zero()) slots[slot] = conform(std::move(dy[o]), graph.slots[slot]);
+          if (slot >= 0 && !dy[o].zero()) slots.set(slot, conform(std::move(dy[o]), graph.slots[slot]));
         }
       }
     }
     if (!only_curved || step.rule->curve) continue;
     for (int i : step.in) {
-      if (i >= 0 && --uses[i] == 0) release(slots[i]);
+      if (i >= 0 && --uses[i] == 0) slots.release(i);
     }
   }
 }
@@ -153,8 +193,8 @@ std::optional<Demand> demand_of(Linearization& lin, const std::vector<int>& prod
   return demand;
 }
 
-std::vector<Tangent> back(Linearization& lin, std::vector<Tangent> dx_slots, std::vector<Tangent> dg,
-                          int64_t K, bool with_curve, const Half& half) {
+std::vector<Tangent> back(Linearization& lin, Slots& dx_slots, Slots& dg, const Live& live, int64_t K,
+                          bool with_curve, const Half& half) {
   const Graph& graph = lin.graph;
   const std::vector<int> producer = producers(graph);
   // Slots whose tangent only moves from here to an input.
@@ -177,17 +217,17 @@ std::vector<Tangent> back(Linearization& lin, std::vector<Tangent> dx_slots, std
     for (int i : step.in) last_input = i >= 0 ? std::max(last_input, graph.slots[i].last_input) : last_input;
     const int64_t k_end = half.end.empty() ? K : half.end[last_input];
 
-    account(dx_slots, dg);
+    live.begin_step();
     Tangents dgy = gather(step.out, dg, K);
     for (int o : step.out) {
-      if (o >= 0) release(dg[o]);
+      if (o >= 0) dg.release(o);
     }
     if (k_end < K) restrict_all(dgy, k_end);
     auto collect = [&](Tangents gx) {
       for (size_t i = 0; i < gx.size(); ++i) {
         const int slot = step.in[i];
         if (slot < 0 || gx[i].zero()) continue;
-        accumulate(dg[slot], conform(std::move(gx[i]), graph.slots[slot]), !ends[slot]);
+        dg.add(slot, conform(std::move(gx[i]), graph.slots[slot]), !ends[slot]);
       }
     };
     // One input of a product at a time: each has its own demand, and its own last seed.
@@ -219,7 +259,7 @@ std::vector<Tangent> back(Linearization& lin, std::vector<Tangent> dx_slots, std
     if (with_curve && step.rule->curve) {
       Tangents dx = gather(step.in, dx_slots, K);
       for (int i : step.in) {
-        if (i >= 0 && --uses[i] == 0) release(dx_slots[i]);
+        if (i >= 0 && --uses[i] == 0) dx_slots.release(i);
       }
       if (k_end < K) restrict_all(dx, k_end);
       const auto& gy = lin.adjoints[s];
@@ -236,7 +276,7 @@ std::vector<Tangent> back(Linearization& lin, std::vector<Tangent> dx_slots, std
   std::vector<Tangent> result;
   for (size_t i = 0; i < graph.inputs.size(); ++i) {
     const int slot = graph.inputs[i];
-    result.push_back(slot >= 0 ? std::move(dg[slot]) : zero_tangent(lin.inputs[i], K));
+    result.push_back(slot >= 0 ? dg.take(slot) : zero_tangent(lin.inputs[i], K));
   }
   return result;
 }
@@ -244,30 +284,36 @@ std::vector<Tangent> back(Linearization& lin, std::vector<Tangent> dx_slots, std
 }  // namespace
 
 std::vector<Tangent> sweep_forward(Linearization& lin, int64_t K, const Seeds& seeds) {
-  std::vector<Tangent> slots = empty_slots(lin.graph, K);
-  seeds(slots);
-  forward(lin, slots, K, /*only_curved=*/false);
+  std::vector<Tangent> dxs = empty_slots(lin.graph, K);
+  seeds(dxs);
+  Live live;
+  Slots slots(std::move(dxs), live);
+  forward(lin, slots, live, K, /*only_curved=*/false);
   std::vector<Tangent> outputs;
   for (size_t o = 0; o < lin.graph.outputs.size(); ++o) {
     const int slot = lin.graph.outputs[o];
-    outputs.push_back(slot >= 0 ? std::move(slots[slot]) : zero_tangent(lin.outputs[o], K));
+    outputs.push_back(slot >= 0 ? slots[slot] : zero_tangent(lin.outputs[o], K));
   }
   return outputs;
 }
 
 std::vector<Tangent> sweep_back(Linearization& lin, int64_t K, std::vector<Tangent> dgys) {
-  std::vector<Tangent> dg = empty_slots(lin.graph, K);
+  std::vector<Tangent> seeds = empty_slots(lin.graph, K);
   for (size_t o = 0; o < lin.graph.outputs.size(); ++o) {
-    if (lin.graph.outputs[o] >= 0) accumulate(dg[lin.graph.outputs[o]], std::move(dgys[o]));
+    if (lin.graph.outputs[o] >= 0) accumulate(seeds[lin.graph.outputs[o]], std::move(dgys[o]));
   }
-  return back(lin, {}, std::move(dg), K, /*with_curve=*/false, {});
+  Live live;
+  Slots none({}, live), dg(std::move(seeds), live);
+  return back(lin, none, dg, live, K, /*with_curve=*/false, {});
 }
 
 std::vector<Tangent> sweep_hessian(Linearization& lin, int64_t K, const Seeds& seeds, const Half& half) {
-  std::vector<Tangent> slots = empty_slots(lin.graph, K);
-  seeds(slots);
-  forward(lin, slots, K, /*only_curved=*/true);
-  return back(lin, std::move(slots), empty_slots(lin.graph, K), K, /*with_curve=*/true, half);
+  std::vector<Tangent> dxs = empty_slots(lin.graph, K);
+  seeds(dxs);
+  Live live;
+  Slots slots(std::move(dxs), live), dg(empty_slots(lin.graph, K), live);
+  forward(lin, slots, live, K, /*only_curved=*/true);
+  return back(lin, slots, dg, live, K, /*with_curve=*/true, half);
 }
 
 }  // namespace hesse

@@ -374,10 +374,12 @@ void accumulate(Tangent& t, Tangent other, bool combining) {
   }
   for (Term& b : other.terms) {
     bool merged = false;
-    for (Term& a : t.terms) {
-      if (same_placement(a, b) && same_factor(a.core, b.core)) {
-        merge(a, b);
-        merged = true;
+    for (auto a = t.terms.begin(); a != t.terms.end() && !merged; ++a) {
+      if (!same_placement(*a, b) || !same_factor(a->core, b.core)) continue;
+      merge(*a, b);
+      merged = true;
+      if (a->alpha == 0.0) {  // x - x
+        t.terms.erase(a);
         break;
       }
     }

@@ -11,6 +11,8 @@ namespace hesse {
 
 // T * c, c broadcastable to S.
 Tangent scale(Tangent t, const Tensor& c);
+// The same, and 0 where c is, whatever T is there.
+Tangent select(Tangent t, const Tensor& c);
 // T * alpha.
 Tangent scale(Tangent t, double alpha);
 // The same flat values under another shape.

@@ -2,6 +2,8 @@
 
 import contextlib
 import gc
+import subprocess
+import sys
 import threading
 import weakref
 
@@ -350,3 +352,30 @@ def test_other_threads_run_python_while_a_sweep_runs(hessian):
     finally:
         done.set()
         ticker.join()
+
+
+# --- out of memory --------------------------------------------------------------------------------
+
+STARVED = """
+import resource, torch, hesse
+
+def f(x):
+    return (x.flip(0)[:, None] * scales).flip(0).sin().sum()
+
+torch.set_num_threads(1)
+scales = torch.rand(20_000, dtype=torch.float64)
+x = torch.rand(64, dtype=torch.float64)
+expected = hesse.hessian(f, x)
+in_use = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (in_use + (300 << 20),) * 2)
+report = hesse.explain(f, x, chunk_size=64)  # one dense tangent is 625 MiB
+assert 1 < report.chunks and report.chunk_size < 64, report
+torch.testing.assert_close(hesse.hessian(f, x, chunk_size=64), expected)
+"""
+
+
+@pytest.mark.ours
+@pytest.mark.skipif(sys.platform != "linux", reason="address space can be limited on Linux")
+def test_a_sweep_that_runs_out_of_memory_goes_on_with_fewer_seeds():
+    done = subprocess.run([sys.executable, "-c", STARVED], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

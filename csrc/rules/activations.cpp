@@ -40,7 +40,8 @@ void activations() {
     l.first[0] = mask(l, at::logical_or(x <= n.min_val, x >= n.max_val).logical_not());
   });
   elementwise_linear<gen::HardsigmoidBackward0>("HardsigmoidBackward0", [](auto& n, Local& l) {
-    l.first[0] = times(1.0F / 6.0F, mask(l, l.unpack(n.self_).abs() < 3));  // the op's constant is a float
+    l.first[0] =
+        selecting(indicator(l, l.unpack(n.self_).abs() < 3), 1.0F / 6.0F);  // the op's constant is a float
   });
   const auto shrink = [](auto& n, Local& l) {
     l.first[0] = mask(l, at::logical_not(l.unpack(n.self_).abs() <= n.lambd));

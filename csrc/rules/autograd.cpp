@@ -42,7 +42,7 @@ using Key = std::pair<Node*, uint32_t>;
 variable_list call(Node& node, variable_list grads) {
   variable_list out = node(std::move(grads));
   torch::autograd::validate_outputs(node.next_edges(), out, [&node](const std::string& msg) {
-    return "hesse: " + node.name() + " returned an invalid gradient: " + msg;
+    return "Function " + node.name() + " returned an " + msg;
   });
   return out;
 }
@@ -240,12 +240,11 @@ variable_list run(const Body& body, const variable_list& rows, int64_t seeds, in
   if (seeds > 1 && body.own && !body.loops) {
     try {
       return at_once(body, rows, seeds, bytes_per_seed);
-    } catch (const c10::OutOfMemoryError&) {
-      throw;
     } catch (const Unsupported&) {
       throw;
-    } catch (const std::exception&) {  // an error of the op itself, the loop meets again
-      if (!forget_python_error()) throw;
+    } catch (const std::exception& e) {  // an error of the op itself, the loop meets again
+      const auto* error = dynamic_cast<const c10::Error*>(&e);
+      if ((error && is_out_of_memory(*error)) || !forget_python_error()) throw;
       body.loops = true;
     }
   }

@@ -52,7 +52,7 @@ auto extremum(Less less, NotMore not_more) {
   return [less, not_more](auto& n, Local& l) {
     const Tensor x = l.unpack(n.self_), y = l.unpack(n.other_);
     auto share = [&](const Tensor& a, const Tensor& b) {
-      return times(0.5, at::rsub(mask(l, less(a, b)) + not_more(a, b), 2));
+      return selecting(at::rsub(indicator(l, less(a, b)) + not_more(a, b), 2), 0.5);
     };
     if (l.active[0]) l.first[0] = share(x, y);
     if (l.active[1]) l.first[1] = share(y, x);
@@ -64,9 +64,9 @@ template <class Wins>
 auto nan_extremum(Wins wins) {
   return [wins](auto& n, Local& l) {
     const Tensor x = l.unpack(n.self_), y = l.unpack(n.other_);
-    const Tensor first = mask(l, at::logical_or(wins(x, y), y.isnan()));
-    if (l.active[0]) l.first[0] = first;
-    if (l.active[1]) l.first[1] = at::rsub(first, 1);
+    const Tensor first = indicator(l, at::logical_or(wins(x, y), y.isnan()));
+    if (l.active[0]) l.first[0] = selecting(first);
+    if (l.active[1]) l.first[1] = selecting(at::rsub(first, 1));
   };
 }
 

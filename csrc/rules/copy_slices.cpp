@@ -77,7 +77,7 @@ Tangents push(Local& l, const Tangents& dx) {
   Tangents dv = inner_rule(l).push(*l.inner, on_view(l, dx));
   Tangent dy = zero_like(dv[0], l.out_shape[0]);
   dy.options = l.out_options[0];
-  if (!dx[0].zero()) dy = scale(dx[0], l.memo[0]);
+  if (!dx[0].zero()) dy = select(dx[0], l.memo[0]);
   if (!dv[0].zero()) {
     dv[0] = cast(expand(std::move(dv[0]), l.inner->out_shape[0]), dy.options.dtype().toScalarType());
     accumulate(dy, put(std::move(dv[0]), view_of(l), l.out_shape[0]));
@@ -97,7 +97,7 @@ Tangents pull(Local& l, const Tangents& dgy) {
   Tangents dgx = inner_rule(l).pull(*l.inner, {take(dgy[0], view_of(l))});
   if (l.wanted[0]) {
     place_view(l, dgx[0]);
-    Tangent kept = scale(dgy[0], l.memo[0]);
+    Tangent kept = select(dgy[0], l.memo[0]);
     accumulate(kept, std::move(dgx[0]));
     dgx[0] = std::move(kept);
   }

@@ -85,8 +85,9 @@ void elementwise() {
 
   // ---- piecewise linear -----------------------------------------------------------------------------------
   unary_linear<gen::AbsBackward0>("AbsBackward0", self, [](auto&, const Tensor& x) { return x.sgn(); });
-  elementwise_linear<gen::NanToNumBackward0>(
-      "NanToNumBackward0", [](auto& n, Local& l) { l.first[0] = mask(l, at::isfinite(l.unpack(n.self_))); });
+  elementwise_linear<gen::NanToNumBackward0>("NanToNumBackward0", [](auto& n, Local& l) {
+    l.first[0] = indicator(l, at::isfinite(l.unpack(n.self_)));
+  });
   elementwise_linear<gen::ClampBackward1>("ClampBackward1", [](auto& n, Local& l) {
     const Tensor x = l.unpack(n.self_);
     if (n.min && n.max) {
@@ -101,7 +102,7 @@ void elementwise() {
       "ClampMaxBackward0", [](auto& n, Local& l) { l.first[0] = mask(l, l.unpack(n.self_) <= n.max); });
   elementwise_linear<gen::NativeDropoutBackward0>("NativeDropoutBackward0", [](auto& n, Local& l) {
     const double kept = n.train.value_or(false) ? (n.p == 1 ? 0.0 : 1 / (1 - n.p)) : 1.0;
-    l.first[0] = times(kept, mask(l, l.unpack(n.result1_)));
+    l.first[0] = times(kept, indicator(l, l.unpack(n.result1_)));
   });
 
   // ---- powers and roots -----------------------------------------------------------------------------------

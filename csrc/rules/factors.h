@@ -16,8 +16,16 @@ inline Factor times(double alpha, Tensor c) {
 
 inline at::ScalarType dtype_of(const Local& l) { return l.out_options[0].dtype().toScalarType(); }
 
-// A condition as a factor of 0 and 1.
-inline Tensor mask(const Local& l, const Tensor& condition) { return condition.to(dtype_of(l)); }
+// A condition as numbers, 0 and 1.
+inline Tensor indicator(const Local& l, const Tensor& condition) { return condition.to(dtype_of(l)); }
+
+// A factor whose zeros select (see Factor).
+inline Factor selecting(Tensor c, double alpha = 1.0) {
+  Factor f = times(alpha, std::move(c));
+  f.selects = true;
+  return f;
+}
+inline Factor mask(const Local& l, const Tensor& condition) { return selecting(indicator(l, condition)); }
 
 // An input as the op saw it: in the dtype of its result, so that the derivatives lose nothing to a narrower
 // one.

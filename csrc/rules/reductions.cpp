@@ -203,7 +203,7 @@ void indexed(const char* name) {
   reduction<N>(name, [](auto& n, Local& l, const Axes& a) -> Factor {
     if (a.in.empty()) return 1.0;
     const auto options = l.out_options[0].requires_grad(std::nullopt);
-    return at::zeros(a.in, options).scatter(a.gone[0], l.unpack(n.indices_).reshape(a.kept), 1);
+    return selecting(at::zeros(a.in, options).scatter(a.gone[0], l.unpack(n.indices_).reshape(a.kept), 1));
   });
 }
 

@@ -267,7 +267,8 @@ void picked(const char* name) {
   rule.save = [](Local& l) {  // [outer, inner, picked]
     const Line line = line_of(l, node<N>(l).dim);
     const Tensor index = l.unpack(node<N>(l).indices_);
-    l.saved = {index.reshape({line.shape[0], -1, line.shape[2]}).transpose(1, 2)};
+    const int64_t picked = index.dim() == 0 ? 1 : index.size(line.axis);
+    l.saved = {index.reshape({line.shape[0], picked, line.shape[2]}).transpose(1, 2)};
   };
   rule.push = [](Local& l, const Tangents& dx) -> Tangents {
     const Line line = line_of(l, node<N>(l).dim);

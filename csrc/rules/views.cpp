@@ -72,7 +72,7 @@ void masked(const char* name, M mask_of) {
   auto apply = [mask_of](Local& l, const Tangent& t) -> Tangents {
     if (l.memo.empty())
       l.memo = {mask_of(node<N>(l), at::ones(l.in_shape[0], l.out_options[0].requires_grad(std::nullopt)))};
-    return {scale(t, l.memo[0])};
+    return {select(t, l.memo[0])};
   };
   rule.push = [apply](Local& l, const Tangents& dx) { return apply(l, dx[0]); };
   rule.pull = [apply](Local& l, const Tangents& dgy) { return apply(l, dgy[0]); };

@@ -31,14 +31,27 @@ Window window(const Term& term, const Placement* p, const Tensor& c) {
   return w;
 }
 
+using Product = Tensor (*)(const Tensor& coef, const Tensor& c);
+
+Tensor multiplied(const Tensor& coef, const Tensor& c) { return kernels::multiply(coef, c); }
+Tensor selected(const Tensor& coef, const Tensor& c) { return at::mul(coef, c).masked_fill(c.eq(0), 0); }
+
+Tangent scaled(Tangent t, const Tensor& factor, Product product);
+
 }  // namespace
 
+Tangent scale(Tangent t, const Tensor& c) { return scaled(std::move(t), c, multiplied); }
+Tangent select(Tangent t, const Tensor& c) { return scaled(std::move(t), c, selected); }
+
 Tangent scale(Tangent t, double alpha) {
+  if (alpha == 0.0) return zero_like(t, t.shape);
   for (Term& term : t.terms) term.alpha *= alpha;
   return t;
 }
 
-Tangent scale(Tangent t, const Tensor& factor) {
+namespace {
+
+Tangent scaled(Tangent t, const Tensor& factor, Product product) {
   if (t.zero()) return t;
   Tensor c = factor.scalar_type() == t.options.dtype() ? factor : factor.to(t.options.dtype().toScalarType());
   const int64_t lead = static_cast<int64_t>(t.shape.size()) - c.dim();
@@ -71,11 +84,13 @@ Tangent scale(Tangent t, const Tensor& factor) {
       continue;
     }
     const Tensor view = windowed(c, w);
-    Tensor after = term.coef.defined() ? kernels::multiply(term.coef, view) : view;
+    Tensor after = term.coef.defined() ? product(term.coef, view) : view;
     if (t.terms.size() > 1) done.push_back({term.coef, w, after});
     term.coef = std::move(after);
   }
   return t;
 }
+
+}  // namespace
 
 }  // namespace hesse

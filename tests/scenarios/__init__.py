@@ -61,6 +61,7 @@ LAYOUTS = (
     "broadcast",
     "expanded",
     "non-contiguous",
+    "negated",
     "float32",
     "float16",
     "mixed dtypes",
@@ -79,7 +80,7 @@ def compatible(scenario: Scenario, layout: str) -> bool:
         return scenario.elementwise and n > 1
     if layout in ("0-d", "empty", "float16"):
         return scenario.elementwise
-    if layout in ("expanded", "non-contiguous"):
+    if layout in ("expanded", "non-contiguous", "negated"):
         return any(scenario.shapes)
     return True
 
@@ -133,6 +134,8 @@ class Case:
     def _lay_out(self, x: torch.Tensor) -> torch.Tensor:
         if self.layout == "expanded" and x.dim() > 0:
             return x[:1].expand(x.shape)
+        if self.layout == "negated":  # a view whose memory has the other sign
+            return torch.complex(torch.zeros_like(x), -x).conj().imag
         if self.layout == "non-contiguous" and x.dim() > 0:
             if x.dim() == 1:
                 return torch.stack([x, x], -1)[:, 0]

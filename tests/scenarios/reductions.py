@@ -277,6 +277,7 @@ def extrema() -> list[Scenario]:
         reduction("ModeBackward0", "mode", values(lambda x: tie(x).mode(0, keepdim=True))),
         reduction("KthvalueBackward0", "kthvalue", values(lambda x: x.kthvalue(2, 1))),
         reduction("SortBackward0", "sort", values(lambda x: x.sort(0))),
+        reduction("SortBackward0", "sort of nothing", values(lambda x: x[:, :0].sort(0))),
         reduction("SortBackward0", "sort of a scalar", values(lambda x: x.sort(0)), shapes=((),)),
         reduction(
             "SortBackward1",

@@ -150,7 +150,7 @@ void combine_loops(Into into, const at::Tensor& out, at::IntArrayRef sizes, at::
   Loops<T> all{out.data_ptr<T>() + offset, data<T>(a),         data<T>(b), axes.data(), axes.size(),
                static_cast<T>(alpha),      into == Into::write};
   // Threads share the outermost axis that is written along.
-  constexpr int64_t worth_a_thread = 32768;
+  constexpr int64_t worth_a_thread = 65536;
   const auto shared = std::find_if(axes.begin(), axes.end(), [](const Axis& x) { return x.out != 0; });
   int64_t work = 1;
   for (const Axis& x : axes) work *= x.n;
@@ -169,7 +169,8 @@ void combine_loops(Into into, const at::Tensor& out, at::IntArrayRef sizes, at::
 }
 
 bool plain(const at::Tensor& t, at::ScalarType type) {
-  return !t.defined() || (t.scalar_type() == type && t.device().is_cpu());
+  return !t.defined() || (t.scalar_type() == type && t.device().is_cpu() && t.layout() == at::kStrided &&
+                          !t.is_neg() && !t._is_zerotensor());
 }
 
 using Sizes = c10::SmallVector<int64_t, 8>;

@@ -66,7 +66,9 @@ class Workspace final : public c10::Allocator {
     report(data, -static_cast<int64_t>(size_of(data)));
     Workspace& w = get();
     std::vector<void*> surplus;
-    {
+    if (size_of(data) > kKept) {
+      surplus.push_back(data);
+    } else {
       const std::lock_guard<std::mutex> lock(w.mutex_);
       w.idle_.push_back(data);
       w.kept_ += size_of(data);
