@@ -32,9 +32,11 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--problems", nargs="+", choices=PROBLEMS, metavar="P", help=names)
     p.add_argument("--sizes", nargs="+", type=int, metavar="N", help="only these values of N")
     p.add_argument("--peers", nargs="+", choices=PEERS, metavar="W", help=peers)
-    p.add_argument("--rounds", type=int, help="samples of each peer (15, quick 7)")
+    p.add_argument("--rounds", type=_positive, help="samples of each peer (15, quick 7)")
     p.add_argument("--dtype", choices=DTYPES, default="float32")
-    p.add_argument("--threads", type=int, default=2, help="threads, and processors, to use (2)")
+    p.add_argument(
+        "--threads", type=_positive, default=2, help="threads, and processors, to use (2)"
+    )
     p.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     p.add_argument(
         "--out", type=Path, metavar="FOLDER", help="for results.jsonl, .md and times.png"
@@ -45,9 +47,18 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
+    return value
+
+
 def main(argv: list[str] | None = None) -> int:
     """Runs the benchmark; 1 if a peer of ours gave wrong values."""
     options = parser().parse_args(argv)
+    if options.device == "cuda" and not torch.cuda.is_available():
+        parser().error("--device cuda: this torch finds no GPU")
     console = Console(width=None if sys.stdout.isatty() else 180)
     names = options.problems or PROBLEMS
     cases = [(name, size) for name in names for size in _sizes(name, options)]

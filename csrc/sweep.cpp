@@ -40,8 +40,6 @@ void restrict_all(Tangents& ts, int64_t k_end) {
 class Live {
  public:
   void add(const Tangent& t) {
-    Ledger& l = ledger();
-    l.widest_terms = std::max<int64_t>(l.widest_terms, static_cast<int64_t>(t.terms.size()));
     each(t, [this](const void* storage, int64_t bytes) { bytes_ += uses_[storage]++ == 0 ? bytes : 0; });
   }
   void remove(const Tangent& t) {
@@ -103,9 +101,11 @@ class Slots {
 
 Tangents gather(const std::vector<int>& index, const Slots& slots, int64_t K) {
   Tangents t;
+  int64_t& widest = ledger().widest_terms;
   for (int i : index) {
     if (i >= 0) {
       t.push_back(slots[i]);
+      widest = std::max(widest, static_cast<int64_t>(t.back().terms.size()));
     } else {
       t.emplace_back();
       t.back().K = K;

@@ -33,7 +33,7 @@ Tangent from_dense(const Tensor& rows, int64_t K, int64_t k0 = 0);
 
 // ---- out of the representation --------------------------------------------------------------------------
 
-// [k_end - k_begin, *S], contiguous or expanded; always a correct, independent reading of T.
+// [k_end - k_begin, *S], contiguous or expanded. It may be the memory of a term: read it, do not write.
 Tensor dense(const Tangent& t, int64_t k_begin, int64_t k_end);
 inline Tensor dense(const Tangent& t) { return dense(t, 0, t.K); }
 // Rows of T that can be non-zero: [first, last + 1); {0, 0} for zero.

@@ -41,7 +41,7 @@ struct Term {
   double alpha = 1.0;
   Tensor coef;         // [n_d or 1, ...]; undefined: 1
   Tensor core;         // [n_d or 1, ...]; undefined: 1
-  bool owned = false;  // core is memory that the sweep allocated, not a view of a known tensor
+  bool owned = false;  // core counts as memory of the sweep, not as a view of a known tensor
 
   int64_t rank() const { return static_cast<int64_t>(dims.size()); }
   int64_t coverage() const;                        // elements of T that the term touches

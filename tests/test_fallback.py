@@ -79,6 +79,14 @@ def test_a_fallback_after_func_has_run_does_not_run_it_again(hessian):
     assert len(calls) == 1
 
 
+@pytest.mark.usefixtures("fallback_is_fine")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
+def test_a_traced_hessian_is_one_at_every_input(hessian):
+    traced = torch.jit.trace(lambda x: hessian(cubes, x), rand(3), check_trace=False)
+    x = rand(3)
+    assert_close(traced(x), stock(cubes, x))
+
+
 def coupled(x, y):
     return (x.sin().sum() * y.exp().sum()).tanh()
 

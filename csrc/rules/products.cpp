@@ -84,8 +84,7 @@ using Pair = std::vector<Tensor>;
 }  // namespace
 
 void products() {
-  // ---- a b
-  // ---------------------------------------------------------------------------------------------------
+  // ---- a b ---------------------------------------------------------------------------------------------
   product<gen::MmBackward0>("MmBackward0", {"mp", "pq", "mq"},
                             [](auto& n, Local& l) { return Pair{l.unpack(n.self_), l.unpack(n.mat2_)}; });
   product<gen::BmmBackward0>("BmmBackward0", {"bmp", "bpq", "bmq"},
@@ -97,8 +96,7 @@ void products() {
   product<gen::VdotBackward0>("VdotBackward0", {"p", "p", ""},
                               [](auto& n, Local& l) { return Pair{l.unpack(n.self_), l.unpack(n.other_)}; });
 
-  // ---- beta c + alpha a b
-  // ------------------------------------------------------------------------------------
+  // ---- beta c + alpha a b ------------------------------------------------------------------------------
   added_product<gen::AddmmBackward0>("AddmmBackward0", {"mp", "pq", "mq"}, [](auto& n, Local& l) {
     return Pair{l.unpack(n.mat1_), l.unpack(n.mat2_)};
   });

@@ -203,8 +203,7 @@ void views() {
     add_rule("AsStridedBackward0", rule);
   }
 
-  // ---- blocks moved about
-  // ----------------------------------------------------------------------------------
+  // ---- blocks moved about ------------------------------------------------------------------------------
   blocks<gen::ConstantPadNdBackward0>("ConstantPadNdBackward0", [](auto& n, Local& l) {
     const Shape pad = ints(n.pad), &in = l.in_shape[0], &out = l.out_shape[0];
     Block b{whole(in), whole(out)};
@@ -273,8 +272,7 @@ void views() {
     add_rule("RepeatBackward0", rule);
   }
 
-  // ---- no strides express it
-  // -------------------------------------------------------------------------------
+  // ---- no strides express it ---------------------------------------------------------------------------
   masked<gen::TrilBackward0>(
       "TrilBackward0", [](auto& n, const Tensor& ones) { return at::tril(ones, n.diagonal.expect_int()); });
   masked<gen::TriuBackward0>(

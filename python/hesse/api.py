@@ -24,6 +24,7 @@ from .stock import Blocks
 
 _functorch_level = torch._C._functorch.peek_interpreter_stack
 _dispatch_modes = torch._C._len_torch_dispatch_stack
+_tracing_state = torch._C._get_tracing_state
 _strided = torch.strided
 
 
@@ -50,7 +51,8 @@ def hessian(
         vectorize: accepted as stock's flag; the values do not depend on it.
         outer_jacobian_strategy: ``"forward-mode"``, which needs ``vectorize``, gives block (i, j)
             the dtype of input i and returns lists where stock does.
-        chunk_size: how many seeds to sweep at a time; None fits them to the free memory.
+        chunk_size: how many seeds to sweep at a time. None: all of them where structure keeps their
+            tangents small, else as many as stay in the processor's cache.
 
     Returns:
         For a Tensor of shape ``S``, one Tensor of shape ``S + S``. For a tuple, a tuple of tuples:
@@ -60,7 +62,8 @@ def hessian(
         TypeError: ``The inputs given to hessian must be either a Tensor or a tuple of Tensors ...``
             and the same of the outputs of ``func``.
         RuntimeError: ``The Tensor returned by the function given to hessian should contain a single
-            element``, and the refusals of ``strict``.
+            element``, and the refusals of ``strict``. Also ``hesse: func calls a function that
+            torch.compile has compiled ...``: call the function that was compiled.
         ValueError: ``hesse.hessian: chunk_size must be None or a positive integer, got ...``
         FallbackError: the engine cannot take the call and :func:`hesse.fallback` is ``"error"``.
 
@@ -144,7 +147,8 @@ def explain(
         func: as for :func:`hesse.hessian`; runs once.
         inputs: as for :func:`hesse.hessian`.
         create_graph: explain the differentiable sweep.
-        chunk_size: how many seeds to sweep at a time; None fits them to the free memory.
+        chunk_size: how many seeds to sweep at a time. None: all of them where structure keeps their
+            tangents small, else as many as stay in the processor's cache.
 
     Returns:
         A :class:`hesse.Report`; ``print`` it. A fallback is a field of it, not a warning.
@@ -187,6 +191,8 @@ def _plain(given: tuple[Tensor, ...]) -> bool:
     """Whether nothing about the call needs a second look; most calls pass here and go on."""
     if _functorch_level() is not None or _dispatch_modes() or forward_ad._current_level >= 0:
         return False
+    if _tracing_state() is not None:
+        return False
     for x in given:
         kind = type(x)
         if (
@@ -215,6 +221,8 @@ def _elsewhere(given: tuple[Tensor, ...], vectorize: bool) -> tuple[bool, str | 
         return True, None
     if torch.compiler.is_compiling():
         return False, "torch.compile is tracing it"
+    if _tracing_state() is not None:
+        return False, "torch.jit.trace is recording it"
     if _functorch_level() is not None:
         return False, "it is called inside a torch.func transform or vmap"
     if forward_ad._current_level >= 0:

@@ -374,6 +374,13 @@ def label(
 # --- the command ---
 
 
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
+    return value
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run the demo.
 
@@ -388,7 +395,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--out", default="hesse-demo.png", help="the picture to write")
     parser.add_argument("--quick", action="store_true", help="128 images, one run of each route")
-    parser.add_argument("--threads", type=int, help="CPU threads (default: torch's choice)")
+    parser.add_argument("--threads", type=_positive, help="CPU threads (default: torch's choice)")
     options = parser.parse_args(argv)
 
     missing = [name for module, name in NEEDS.items() if not importlib.util.find_spec(module)]
