@@ -6,10 +6,6 @@
 
 namespace hesse {
 
-Recording::Recording(bool create_graph) : grad_mode_(create_graph) {
-  if (!create_graph) below_.emplace();
-}
-
 Tangent conform(Tangent t, const Slot& slot) {
   if (t.shape != slot.shape) t = sum_to(std::move(t), slot.shape);
   return cast(std::move(t), slot.options.dtype().toScalarType());

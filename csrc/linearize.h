@@ -3,8 +3,7 @@
 #pragma once
 
 #include "graph.h"
-
-#include <optional>
+#include "scopes.h"
 
 namespace hesse {
 
@@ -23,16 +22,6 @@ Linearization linearize(std::vector<Tensor> outputs, std::vector<Tensor> inputs,
                         bool create_graph);
 // One tensor per input; undefined where no output depends on it.
 std::vector<Tensor> gradient(Linearization& lin);
-
-// Below autograd (fast), or recording when a graph of the Hessian itself is wanted.
-class Recording {
- public:
-  explicit Recording(bool create_graph);
-
- private:
-  c10::AutoGradMode grad_mode_;
-  std::optional<at::AutoDispatchBelowADInplaceOrView> below_;
-};
 
 // Reduces and casts what a rule returned to the slot it flows into.
 Tangent conform(Tangent t, const Slot& slot);

@@ -116,22 +116,4 @@ Rule autograd();
 }  // namespace rules
 void register_rules();
 
-// Python leaves its error set while one of its exceptions passes through C++. Whoever catches it without
-// passing it on forgets the error with this, which returns false for what must be passed on (an interrupt).
-// The module sets it.
-extern bool (*forget_python_error)();
-
-// Runs code that needs autograd to record or Python to run, from inside a sweep that has it switched off.
-class AutogradScope {
- public:
-  explicit AutogradScope(bool grad_mode);
-  ~AutogradScope();
-  AutogradScope(const AutogradScope&) = delete;
-  AutogradScope& operator=(const AutogradScope&) = delete;
-
- private:
-  c10::impl::LocalDispatchKeySet keys_;
-  bool grad_mode_;
-};
-
 }  // namespace hesse

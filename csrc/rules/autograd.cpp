@@ -14,6 +14,7 @@
 #include "batched.h"
 #include "ledger.h"
 #include "rule.h"
+#include "scopes.h"
 
 #include <ATen/ATen.h>
 #include <torch/csrc/autograd/autograd.h>

@@ -4,6 +4,7 @@
 //
 // The rule of `op` is used as it is, between a strided view and its transpose.
 #include "elementwise.h"
+#include "shapes.h"
 
 #include <torch/csrc/autograd/functions/tensor.h>
 
@@ -12,12 +13,6 @@ namespace hesse::rules {
 namespace {
 
 using torch::autograd::CopySlices;
-
-Shape ints(c10::ArrayRef<c10::SymInt> s) {
-  Shape out;
-  for (const c10::SymInt& i : s) out.push_back(i.expect_int());
-  return out;
-}
 
 Geometry view_of(Local& l) {
   auto& n = node<CopySlices>(l);
@@ -28,11 +23,7 @@ Geometry view_of(Local& l) {
 // The view's strides are those of the base's values only if the base is contiguous.
 bool expressible(Local& l) {
   auto& n = node<CopySlices>(l);
-  const Shape size = ints(n.base.sym_sizes()), stride = ints(n.base.sym_strides()), plain = row_major(size);
-  for (size_t d = 0; d < size.size(); ++d) {
-    if (size[d] > 1 && stride[d] != plain[d]) return false;
-  }
-  return true;
+  return is_row_major(ints(n.base.sym_sizes()), ints(n.base.sym_strides()));
 }
 
 const Rule& inner_rule(Local& l) { return *find_rule(l.inner->node->name()); }

@@ -1,7 +1,6 @@
 // Ops that join several values into one or split one into several: each part is a strided view of the whole.
 #include "elementwise.h"
-
-#include <ATen/WrapDimUtils.h>
+#include "shapes.h"
 
 namespace hesse::rules {
 
@@ -65,10 +64,6 @@ Geometry element(const Shape& whole, int64_t dim, int64_t index) {
   g.size.erase(g.size.begin() + dim);
   g.stride.erase(g.stride.begin() + dim);
   return g;
-}
-
-int64_t wrap(int64_t dim, const Shape& shape) {
-  return at::maybe_wrap_dim(dim, static_cast<int64_t>(shape.size()));
 }
 
 }  // namespace

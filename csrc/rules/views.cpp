@@ -1,22 +1,13 @@
 // Shape ops. Nearly all are strided views of a contiguous value, so a row gives only the geometry: push takes
 // it, pull puts it back. Reshapes keep flat indices and cost nothing at all.
 #include "elementwise.h"
-
-#include <ATen/WrapDimUtils.h>
+#include "shapes.h"
 
 #include <algorithm>
 
 namespace hesse::rules {
 
 namespace {
-
-Shape ints(c10::ArrayRef<c10::SymInt> s) {
-  Shape out;
-  for (const c10::SymInt& i : s) out.push_back(i.expect_int());
-  return out;
-}
-
-int64_t wrap(int64_t dim, size_t rank) { return at::maybe_wrap_dim(dim, static_cast<int64_t>(rank)); }
 
 Geometry whole(const Shape& shape) { return {shape, row_major(shape), 0}; }
 
@@ -82,8 +73,8 @@ void masked(const char* name, M mask_of) {
 Geometry swapped(const Shape& shape, int64_t a, int64_t b) {
   Geometry g = whole(shape);
   if (shape.empty()) return g;
-  a = wrap(a, shape.size());
-  b = wrap(b, shape.size());
+  a = wrap(a, shape);
+  b = wrap(b, shape);
   std::swap(g.size[a], g.size[b]);
   std::swap(g.stride[a], g.stride[b]);
   return g;
@@ -114,8 +105,8 @@ void views() {
     const Geometry g = whole(shape);
     Geometry p;
     for (int64_t d : n.dims) {
-      p.size.push_back(g.size[wrap(d, shape.size())]);
-      p.stride.push_back(g.stride[wrap(d, shape.size())]);
+      p.size.push_back(g.size[wrap(d, shape)]);
+      p.stride.push_back(g.stride[wrap(d, shape)]);
     }
     return p;
   });
@@ -129,7 +120,7 @@ void views() {
     });
   }
   strided<gen::SelectBackward0>("SelectBackward0", [](auto& n, const Shape& shape) {
-    const int64_t dim = wrap(n.dim, shape.size());
+    const int64_t dim = wrap(n.dim, shape);
     const int64_t index = n.index.expect_int();
     Geometry g = sliced(shape, dim, index < 0 ? index + shape[dim] : index, 1, 1);
     g.size.erase(g.size.begin() + dim);
@@ -137,7 +128,7 @@ void views() {
     return g;
   });
   strided<gen::SliceBackward0>("SliceBackward0", [](auto& n, const Shape& shape) {
-    const int64_t dim = wrap(n.dim, shape.size()), size = shape[dim], step = n.step.expect_int();
+    const int64_t dim = wrap(n.dim, shape), size = shape[dim], step = n.step.expect_int();
     auto clip = [size](int64_t i) { return std::clamp<int64_t>(i < 0 ? i + size : i, 0, size); };
     const int64_t start = clip(n.start ? n.start->expect_int() : 0);
     const int64_t end = std::max(start, clip(n.end ? n.end->expect_int() : size));
@@ -145,7 +136,7 @@ void views() {
   });
   strided<gen::UnfoldBackward0>("UnfoldBackward0", [](auto& n, const Shape& shape) {
     if (shape.empty()) return Geometry{{n.size}, {1}, 0};
-    const int64_t dim = wrap(n.dimension, shape.size());
+    const int64_t dim = wrap(n.dimension, shape);
     Geometry g = whole(shape);
     g.size.push_back(n.size);
     g.stride.push_back(g.stride[dim]);
@@ -154,7 +145,7 @@ void views() {
     return g;
   });
   strided<gen::DiagonalBackward0>("DiagonalBackward0", [](auto& n, const Shape& shape) {
-    const int64_t a = wrap(n.dim1, shape.size()), b = wrap(n.dim2, shape.size());
+    const int64_t a = wrap(n.dim1, shape), b = wrap(n.dim2, shape);
     const Geometry all = whole(shape);
     const int64_t length =
         n.offset >= 0 ? std::min(shape[a], shape[b] - n.offset) : std::min(shape[a] + n.offset, shape[b]);
@@ -182,10 +173,7 @@ void views() {
     auto geometry = [](Local& l) -> std::optional<Geometry> {
       auto& n = node<gen::AsStridedBackward0>(l);
       const Shape stride = ints(n.self_geometry.sym_strides()), size = ints(n.self_geometry.sym_sizes());
-      const Shape dense_stride = row_major(size);
-      for (size_t d = 0; d < size.size(); ++d) {
-        if (size[d] > 1 && stride[d] != dense_stride[d]) return std::nullopt;
-      }
+      if (!is_row_major(size, stride)) return std::nullopt;
       const int64_t from = n.self_geometry.sym_storage_offset().expect_int();
       const int64_t offset = n.storage_offset ? n.storage_offset->expect_int() - from : 0;
       Geometry g{ints(n.size), ints(n.stride), offset};
@@ -224,7 +212,7 @@ void views() {
     std::vector<Block> list{{whole(l.in_shape[0]), whole(l.in_shape[0])}};
     if (n.dims.empty()) list = {{whole(shape), whole(shape)}};
     for (size_t i = 0; i < shifts.size(); ++i) {
-      const int64_t d = n.dims.empty() ? 0 : wrap(n.dims[i], shape.size());
+      const int64_t d = n.dims.empty() ? 0 : wrap(n.dims[i], shape);
       const int64_t size = shape[d];
       std::vector<Block> next;
       for (const Block& b : list) {
@@ -283,7 +271,7 @@ void views() {
       const Shape& shape = l.in_shape[0];
       std::vector<bool> flipped(shape.size(), false);
       for (int64_t d : node<gen::FlipBackward0>(l).dims) {
-        if (!shape.empty()) flipped[wrap(d, shape.size())] = true;
+        if (!shape.empty()) flipped[wrap(d, shape)] = true;
       }
       Shape axes, sizes, dims;
       for (size_t a = 0; a < shape.size(); ++a) {
