@@ -156,7 +156,10 @@ IMAGES = {
 @pytest.mark.parametrize("name", IMAGES)
 def test_images_that_do_not_meet_stay_apart(name):
     w, v = randn(4, 2, 3, 3), randn(2, 4, 3, 3)
-    f = lambda x: IMAGES[name](x, w, v).sum()  # noqa: E731
+
+    def f(x):
+        return IMAGES[name](x, w, v).sum()
+
     small, large = (explained(f, randn(batch, 2, 4, 4) / 2) for batch in (4, 12))
     assert not large.autograd_ops and large.chunks == 1
     assert large.core_elements <= 3 * small.core_elements  # not 9: linear in the batch
@@ -167,7 +170,10 @@ def test_images_that_do_not_meet_stay_apart(name):
 @pytest.mark.parametrize("name", IMAGES)
 def test_images_cut_into_chunks_are_the_same_images(name):
     w, v = randn(4, 2, 3, 3), randn(2, 4, 3, 3)
-    f = lambda x: IMAGES[name](x, w, v).sum()  # noqa: E731
+
+    def f(x):
+        return IMAGES[name](x, w, v).sum()
+
     x = randn(3, 2, 4, 4) / 2
     for chunk_size in (40, 7):  # one image and a part of the next; a part of a row
         torch.testing.assert_close(hesse.hessian(f, x, chunk_size=chunk_size), stock(f, x))
