@@ -7,6 +7,10 @@
 
 #include <memory>
 
+namespace torch::autograd::generated {
+struct AminmaxBackward0;  // not in 2.11
+}
+
 namespace hesse {
 
 using Node = torch::autograd::Node;

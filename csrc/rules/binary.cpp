@@ -156,8 +156,10 @@ void binary() {
     l.first[0] = 1.0;
     if (l.active[1]) l.first[1] = times(-1, at::div(l.unpack(n.self_), l.unpack(n.other_), "trunc"));
   });
-  elementwise_linear<gen::NextafterBackward0>("NextafterBackward0", [](auto& n, Local& l) {
-    if (l.active[0]) l.first[0] = mask(l, l.unpack(n.self_) != l.unpack(n.other_));
+  since_saved<gen::NextafterBackward0>([]<class N>(std::type_identity<N>) {
+    elementwise_linear<N>("NextafterBackward0", [](auto& n, Local& l) {
+      if (l.active[0]) l.first[0] = mask(l, l.unpack(n.self_) != l.unpack(n.other_));
+    });
   });
   const auto copysign = [](auto& n, Local& l) {
     if (!l.active[0]) return;

@@ -264,10 +264,12 @@ void reductions() {
   overall_extremum<gen::NanmedianBackward0>("NanmedianBackward0");
   extremum<gen::AmaxBackward0>("AmaxBackward0");
   extremum<gen::AminBackward0>("AminBackward0");
-  reduction<gen::AminmaxBackward0>("AminmaxBackward0", [](auto& n, Local& l, const Axes& a) {
-    const Tensor x = l.unpack(n.self_);
-    return std::vector<Factor>{tied(x, l.unpack(n.min_).reshape(a.kept), a),
-                               tied(x, l.unpack(n.max_).reshape(a.kept), a)};
+  since_saved<gen::AminmaxBackward0>([]<class N>(std::type_identity<N>) {
+    reduction<N>("AminmaxBackward0", [](auto& n, Local& l, const Axes& a) {
+      const Tensor x = l.unpack(n.self_);
+      return std::vector<Factor>{tied(x, l.unpack(n.min_).reshape(a.kept), a),
+                                 tied(x, l.unpack(n.max_).reshape(a.kept), a)};
+    });
   });
   indexed<gen::MaxBackward0>("MaxBackward0");
   indexed<gen::MinBackward0>("MinBackward0");
