@@ -519,6 +519,14 @@ def test_a_function_may_use_transforms_itself(hessian, name):
 
 HIDDEN = torch.tensor([True, True, False])
 AT = torch.tensor([-1.0, -2, 3], dtype=f64)
+
+
+def assigned(x):
+    y = x.clone()
+    y[:2] = 0
+    return y
+
+
 SELECTIONS = {
     "relu": lambda x: x.relu().sqrt(),
     "relu, powers": lambda x: x.relu() ** 0.5,
@@ -530,7 +538,8 @@ SELECTIONS = {
     "where": lambda x: torch.where(HIDDEN, 0.0, x).sqrt(),
     "masked_fill": lambda x: x.masked_fill(HIDDEN, 0).sqrt(),
     "tril": lambda x: (x[:, None] ** 2 + x[None] ** 2).tril(-1).sqrt(),
-    "assignment": lambda x: torch.index_fill(x.clone(), 0, torch.tensor([0, 1]), 0).sqrt(),
+    "index_fill": lambda x: torch.index_fill(x, 0, torch.tensor([0, 1]), 0).sqrt(),
+    "assignment": lambda x: assigned(x).sqrt(),
 }
 
 
