@@ -116,6 +116,16 @@ void register_rules() {
   rules::losses();
   rules::norms();
   rules::convolution();
+  rules::indexing();
+  rules::embeddings();
+  rules::solvers();
+  rules::decompositions();
+  rules::distances();
+  rules::resampling();
+  rules::attention();
+  rules::recurrent();
+  rules::ctc();
+  rules::complex_values();
   rules::pooling();
 }
 

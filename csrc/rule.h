@@ -112,6 +112,16 @@ void softmax();
 void losses();
 void norms();
 void convolution();
+void indexing();
+void embeddings();
+void solvers();
+void decompositions();
+void distances();
+void resampling();
+void attention();
+void recurrent();
+void ctc();
+void complex_values();
 Rule autograd();
 }  // namespace rules
 void register_rules();
