@@ -7,15 +7,25 @@
 #include <torch/csrc/autograd/generated/Functions.h>
 
 #include <map>
+#include <set>
 #include <string_view>
 #include <typeinfo>
 
 namespace hesse {
 
 namespace {
-std::map<std::string, Rule>& table() {
-  static std::map<std::string, Rule> rules;
+using Table = std::map<std::string, Rule>;
+Table& table() {
+  static Table rules;
   return rules;
+}
+Table& complex_table() {
+  static Table rules;
+  return rules;
+}
+const Rule* find(const Table& rules, const std::string& name) {
+  const auto it = rules.find(name);
+  return it == rules.end() ? nullptr : &it->second;
 }
 }  // namespace
 
@@ -43,20 +53,33 @@ Tensor Local::unpack(const torch::autograd::SavedVariable& v) const {
   // What forward-mode AD saves where there is no tangent has no memory; the imaginary part of a conjugate is
   // a view whose memory has the other sign.
   if (t._is_zerotensor()) return at::zeros(t.sizes(), t.options());
+  if (t.is_conj()) t = t.resolve_conj();
   return t.is_neg() ? t.resolve_neg() : t;
 }
 
 void add_rule(const std::string& name, Rule rule) { table()[name] = std::move(rule); }
 
-const Rule* find_rule(const std::string& name) {
-  const auto it = table().find(name);
-  return it == table().end() ? nullptr : &it->second;
+const Rule* find_rule(const std::string& name) { return find(table(), name); }
+
+void add_complex_rule(const std::string& name, Rule rule) { complex_table()[name] = std::move(rule); }
+void holds_for_complex(const std::string& name, Rule::Covers covers) {
+  Rule rule = table().at(name);
+  if (covers) rule.covers = std::move(covers);
+  add_complex_rule(name, std::move(rule));
+}
+const Rule* find_complex_rule(const std::string& name) {
+  const Rule* rule = find(complex_table(), name);
+  if (rule) return rule;
+  rule = find_rule(name);
+  return rule && rule->reindexes ? rule : nullptr;
 }
 
 std::vector<std::string> rule_names() {
-  std::vector<std::string> names;
-  for (const auto& entry : table()) names.push_back(entry.first);
-  return names;
+  std::set<std::string> names;
+  for (const Table* rules : {&table(), &complex_table()}) {
+    for (const auto& entry : *rules) names.insert(entry.first);
+  }
+  return {names.begin(), names.end()};
 }
 
 const Rule& autograd_rule() {
@@ -126,6 +149,7 @@ void register_rules() {
   rules::recurrent();
   rules::ctc();
   rules::complex_values();
+  rules::fourier();
   rules::pooling();
 }
 

@@ -91,6 +91,12 @@ struct Rule {
 // Node name, such as "MulBackward0", to rule.
 void add_rule(const std::string& name, Rule rule);
 const Rule* find_rule(const std::string& name);
+// The same for nodes through which complex values flow, where J' is the transpose of real linear maps: it
+// multiplies with the conjugate. A rule whose formulas hold there too says so by `holds_for_complex`; one
+// that only reindexes always does.
+void add_complex_rule(const std::string& name, Rule rule);
+void holds_for_complex(const std::string& name, Rule::Covers covers = {});
+const Rule* find_complex_rule(const std::string& name);
 std::vector<std::string> rule_names();
 const Rule& autograd_rule();
 
@@ -122,6 +128,7 @@ void attention();
 void recurrent();
 void ctc();
 void complex_values();
+void fourier();
 Rule autograd();
 }  // namespace rules
 void register_rules();

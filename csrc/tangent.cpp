@@ -110,7 +110,8 @@ void add_identity(Tangent& t, int64_t k_begin, int64_t k_end, int64_t at) {
   t.terms.push_back(std::move(term));
 }
 
-Tangent from_value(const Tensor& value) {
+Tangent from_value(const Tensor& given) {
+  const Tensor value = given.resolve_conj();
   Tangent t;
   t.K = 1;
   t.shape = Shape(value.sizes().begin(), value.sizes().end());
@@ -136,7 +137,8 @@ Tangent from_value(const Tensor& value) {
   return t;
 }
 
-Tangent from_dense(const Tensor& rows, int64_t K, int64_t k0) {
+Tangent from_dense(const Tensor& given, int64_t K, int64_t k0) {
+  const Tensor rows = given.resolve_conj();
   Tangent t;
   t.K = K;
   t.shape = Shape(rows.sizes().begin() + 1, rows.sizes().end());
@@ -389,8 +391,31 @@ void accumulate(Tangent& t, Tangent other, bool combining) {
   if (combining) combine(t);
 }
 
+Tangent real(Tangent t) {
+  const at::ScalarType dtype = t.options.dtype().toScalarType();
+  if (!c10::isComplexType(dtype)) return t;
+  t.options = t.options.dtype(c10::toRealValueType(dtype));
+  for (Term& term : t.terms) {
+    if (term.coef.defined() && term.core.defined()) fold_coef(term);
+    Tensor& factor = term.core.defined() ? term.core : term.coef;
+    if (factor.defined()) factor = at::real(factor).contiguous();
+  }
+  return t;
+}
+
+Tangent conj(Tangent t) {
+  if (!c10::isComplexType(t.options.dtype().toScalarType())) return t;
+  for (Term& term : t.terms) {
+    if (term.coef.defined()) term.coef = at::conj_physical(term.coef);
+    if (term.core.defined()) term.core = at::conj_physical(term.core);
+  }
+  return t;
+}
+
 Tangent cast(Tangent t, at::ScalarType dtype) {
   if (t.options.dtype() == dtype) return t;
+  if (c10::isComplexType(t.options.dtype().toScalarType()) && !c10::isComplexType(dtype))
+    t = real(std::move(t));
   t.options = t.options.dtype(dtype);
   for (Term& term : t.terms) {
     if (term.coef.defined()) term.coef = term.coef.to(dtype);

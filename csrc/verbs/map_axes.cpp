@@ -200,6 +200,8 @@ Tangent map_axes(Tangent t, c10::IntArrayRef axes, c10::IntArrayRef sizes, const
     Placement p;
     place_or_densify(t, term, p);
     out.terms.push_back(map_term(t, std::move(term), p, map, f, known));
+    const Term& made = out.terms.back();
+    out.options = out.options.dtype((made.core.defined() ? made.core : made.coef).dtype());
   }
   return out;
 }

@@ -52,6 +52,8 @@ Tangent scale(Tangent t, double alpha) {
 namespace {
 
 Tangent scaled(Tangent t, const Tensor& factor, Product product) {
+  if (factor.is_complex())
+    t = cast(std::move(t), at::promote_types(factor.scalar_type(), t.options.dtype().toScalarType()));
   if (t.zero()) return t;
   Tensor c = factor.scalar_type() == t.options.dtype() ? factor : factor.to(t.options.dtype().toScalarType());
   const int64_t lead = static_cast<int64_t>(t.shape.size()) - c.dim();
