@@ -17,6 +17,7 @@ namespace {
 
 // a += b for terms of equal placement and core: the coefs add, at the size of the value.
 void merge(Term& a, const Term& b) {
+  a.spoiled = a.spoiled || b.spoiled;
   if (!a.coef.defined() && !b.coef.defined()) {
     a.alpha += b.alpha;
     return;
@@ -284,11 +285,15 @@ Term densify(const Tangent& t, const Term& term) {
   Tangent one = zero_like(t, t.shape);
   one.terms.push_back(term);
   const auto [first, last] = term.seed_range();
-  return dense_box(dense(one, first, last), t.shape, first);
+  Term box = dense_box(dense(one, first, last), t.shape, first);
+  box.spoiled = term.spoiled;
+  return box;
 }
 
 void densify(Tangent& t) {
   const auto [first, last] = seed_range(t);
+  const bool spoiled =
+      std::any_of(t.terms.begin(), t.terms.end(), [](const Term& term) { return term.spoiled; });
   if (!c10::GradMode::is_enabled()) {
     for (size_t i = 0; i < t.terms.size(); ++i) {
       if (!owned_rows(t, t.terms[i], first, last)) continue;
@@ -297,12 +302,14 @@ void densify(Tangent& t) {
       for (size_t j = 0; j < t.terms.size(); ++j) {
         if (j != i) add_into(rows, t.terms[j], first, t.numel());
       }
+      box.spoiled = spoiled;
       t.terms.clear();
       t.terms.push_back(std::move(box));
       return;
     }
   }
   Term box = dense_box(dense(t, first, last), t.shape, first);
+  box.spoiled = spoiled;
   t.terms.clear();
   t.terms.push_back(std::move(box));
 }
@@ -385,7 +392,10 @@ void accumulate(Tangent& t, Tangent other, bool combining) {
         break;
       }
     }
-    for (size_t i = 0; combining && !merged && i < t.terms.size(); ++i) merged = absorb(t.terms[i], b);
+    for (size_t i = 0; combining && !merged && i < t.terms.size(); ++i) {
+      merged = absorb(t.terms[i], b);
+      if (merged) t.terms[i].spoiled = t.terms[i].spoiled || b.spoiled;
+    }
     if (!merged) t.terms.push_back(std::move(b));
   }
   if (combining) combine(t);

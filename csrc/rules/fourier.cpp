@@ -46,17 +46,15 @@ void transform(const char* name, Push push, Pull pull) {
     N& n = node<N>(l);
     const Transformed at = transformed(n, l.in_shape[0]);
     const int64_t last = l.out_shape[0][at.axes[at.rows.back() - 2]];
-    return {map_axes(dx[0], at.axes, at.sizes(l.out_shape[0]), [&](const Tensor& rows, const Tensor&) {
-      return push(n, rows, at.rows, last);
-    })};
+    return {map_axes(dx[0], at.axes, at.sizes(l.out_shape[0]),
+                     [&](const Tensor& rows, const Tensor&) { return push(n, rows, at.rows, last); })};
   };
   rule.pull = [pull](Local& l, const Tangents& dgy) -> Tangents {
     N& n = node<N>(l);
     const Transformed at = transformed(n, l.in_shape[0]);
     const int64_t last = l.in_shape[0][at.axes[at.rows.back() - 2]];
-    return {map_axes(dgy[0], at.axes, at.sizes(l.in_shape[0]), [&](const Tensor& rows, const Tensor&) {
-      return pull(n, rows, at.rows, last);
-    })};
+    return {map_axes(dgy[0], at.axes, at.sizes(l.in_shape[0]),
+                     [&](const Tensor& rows, const Tensor&) { return pull(n, rows, at.rows, last); })};
   };
   add_complex_rule(name, std::move(rule));
 }
