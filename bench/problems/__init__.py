@@ -10,6 +10,7 @@ from bench.problems import (
     mixture,
     mlp_inputs,
     mlp_params,
+    network,
     rosenbrock,
     softmax,
 )
@@ -21,6 +22,7 @@ _MODULES = (
     mlp_params,
     mlp_inputs,
     lennard_jones,
+    network,
     attention,
     ackley,
     mixture,
