@@ -200,7 +200,22 @@ SCENARIOS = [
         lambda x: torch.native_dropout(x, 0.5, False)[0],
     ),
     unary("native_dropout", "NativeDropoutBackward0", lambda x: dropped(x)),
+    unary(
+        "native_dropout_backward",
+        "NativeDropoutBackwardBackward0",
+        lambda g: torch.ops.aten.native_dropout_backward(g, every_second(g), 1.7),
+    ),
+    # ---- gated
+    *(
+        Scenario(f"glu of {shape}, {dim}", ("GluBackward0",), fn, (shape,), (WIDE,))
+        for shape, dim in (((3, 4), -1), ((4, 3), 0), ((2, 4, 3), 1), ((6,), 0))
+        for fn in [lambda x, dim=dim: F.glu(x, dim)]
+    ),
 ]
+
+
+def every_second(x):
+    return (torch.arange(x.numel()) % 2 == 0).reshape(x.shape)
 
 
 def dropped(x):

@@ -54,4 +54,25 @@ SCENARIOS = (
         reference=lambda x: torch.where(torch.arange(x.shape[1]) % 3 == 1, -inf, x).softmax(-1),
         skips={"non-contiguous": "torch reads the memory as if it were contiguous"},
     ),
+    *(
+        Scenario(
+            f"{name} backward{case}",
+            (node,),
+            lambda g, y, op=op, dim=dim: op(g, y, dim, y.dtype),
+            (shape, shape),
+        )
+        for name, node, op in (
+            (
+                "softmax",
+                "SoftmaxBackwardDataBackward0",
+                torch.ops.aten._softmax_backward_data,
+            ),
+            (
+                "log_softmax",
+                "LogSoftmaxBackwardDataBackward0",
+                torch.ops.aten._log_softmax_backward_data,
+            ),
+        )
+        for case, shape, dim in (("", (3, 4), -1), (" of axis 1 of 3", (2, 3, 2), 1))
+    ),
 )
