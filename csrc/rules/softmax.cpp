@@ -25,11 +25,15 @@ Axes softmax_axis(Local& l) {
   }
 }
 
+// A row of -inf alone has no softmax: p is NaN there. What the sums weigh with is 0 instead, so that NaN
+// comes from the factors that stand in front, and ends where a mask selects.
+Tensor weights(const Tensor& p) { return at::nan_to_num(p, 0.0); }
+
 // sum(w t), spread over the axis again.
 Tangent met(const Tangent& t, const Tensor& w, const Axes& a) { return spread(total(scale(t, w), a), a); }
 
-Tangent jacobian(const Tangent& t, const Tensor& p, const Axes& a) {
-  return scale(minus(t, met(t, p, a)), p);
+Tangent jacobian(const Tangent& t, const Tensor& p, const Tensor& w, const Axes& a) {
+  return scale(minus(t, met(t, w, a)), p);
 }
 
 void add(Tangent& sum, Tangent t) {
@@ -43,20 +47,26 @@ void add(Tangent& sum, Tangent t) {
 template <class N>
 void softmax_of(const char* name) {
   Rule rule;
-  rule.save = [](Local& l) { l.saved = {l.unpack(node<N>(l).result_)}; };
+  rule.save = [](Local& l) {
+    const Tensor p = l.unpack(node<N>(l).result_);
+    l.saved = {p, weights(p)};
+  };
   rule.push = [](Local& l, const Tangents& dx) -> Tangents {
-    return {jacobian(cast(dx[0], dtype_of(l)), l.saved[0], softmax_axis<N>(l))};
+    return {jacobian(cast(dx[0], dtype_of(l)), l.saved[0], l.saved[1], softmax_axis<N>(l))};
   };
   rule.pull = [](Local& l, const Tangents& dgy) -> Tangents {
-    return {jacobian(dgy[0], l.saved[0], softmax_axis<N>(l))};
+    return {jacobian(dgy[0], l.saved[0], l.saved[1], softmax_axis<N>(l))};
   };
   rule.curve = [](Local& l, const std::vector<Tensor>& gy, const Tangents& dx) -> Tangents {
     const Axes a = softmax_axis<N>(l);
-    const Tensor& p = l.saved[0];
-    if (l.memo.empty()) l.memo = {(gy[0] - (gy[0] * p).sum(a.gone, true)) * p};
-    const Tensor& h = l.memo[0];
+    const Tensor &p = l.saved[0], &w = l.saved[1];
+    if (l.memo.empty()) {
+      const Tensor rest = gy[0] - (gy[0] * w).sum(a.gone, true);
+      l.memo = {rest * p, rest * w};
+    }
+    const Tensor &h = l.memo[0], &hw = l.memo[1];
     const Tangent t = cast(dx[0], dtype_of(l));
-    return {minus(scale(minus(t, met(t, p, a)), h), scale(met(t, h, a), p))};
+    return {minus(scale(minus(t, met(t, w, a)), h), scale(met(t, hw, a), p))};
   };
   add_rule(name, std::move(rule));
 }
@@ -64,10 +74,13 @@ void softmax_of(const char* name) {
 void log_softmax() {
   using N = gen::LogSoftmaxBackward0;
   Rule rule;
-  rule.save = [](Local& l) { l.saved = {l.unpack(node<N>(l).result_).exp()}; };
+  rule.save = [](Local& l) {
+    const Tensor p = l.unpack(node<N>(l).result_).exp();
+    l.saved = {p, weights(p)};
+  };
   rule.push = [](Local& l, const Tangents& dx) -> Tangents {
     const Tangent t = cast(dx[0], dtype_of(l));
-    return {minus(t, met(t, l.saved[0], softmax_axis<N>(l)))};
+    return {minus(t, met(t, l.saved[1], softmax_axis<N>(l)))};
   };
   rule.pull = [](Local& l, const Tangents& dgy) -> Tangents {
     const Axes a = softmax_axis<N>(l);
@@ -77,7 +90,7 @@ void log_softmax() {
     const Axes a = softmax_axis<N>(l);
     if (l.memo.empty()) l.memo = {gy[0].sum(a.gone, true) * l.saved[0]};
     const Tangent t = cast(dx[0], dtype_of(l));
-    return {scale(scale(minus(t, met(t, l.saved[0], a)), l.memo[0]), -1.0)};
+    return {scale(scale(minus(t, met(t, l.saved[1], a)), l.memo[0]), -1.0)};
   };
   add_rule("LogSoftmaxBackward0", std::move(rule));
 }
@@ -99,7 +112,7 @@ void softmax_backward() {
     const Axes a = axis(l);
     const Tensor &y = l.saved[0], &g = l.saved[1], &rest = l.saved[2];
     Tangent dz;
-    if (!dx[0].zero()) add(dz, jacobian(cast(dx[0], dtype_of(l)), y, a));
+    if (!dx[0].zero()) add(dz, jacobian(cast(dx[0], dtype_of(l)), y, y, a));
     if (!dx[1].zero()) {
       const Tangent t = cast(dx[1], dtype_of(l));
       add(dz, minus(scale(t, rest), scale(met(t, g, a), y)));
@@ -110,7 +123,7 @@ void softmax_backward() {
     const Axes a = axis(l);
     const Tensor &y = l.saved[0], &g = l.saved[1], &rest = l.saved[2];
     Tangents dgx(2);
-    if (l.wanted[0]) dgx[0] = jacobian(dgz[0], y, a);
+    if (l.wanted[0]) dgx[0] = jacobian(dgz[0], y, y, a);
     if (l.wanted[1]) dgx[1] = minus(scale(dgz[0], rest), scale(met(dgz[0], y, a), g));
     return dgx;
   };
