@@ -10,9 +10,9 @@ namespace {
 
 // An image [..., C, H, W] and its patches, as the node has them.
 struct Patches {
-  Shape image, split;                    // split: [..., C, taps, columns]
-  Geometry part;                         // of the image, that patches side by side cover
-  std::optional<Geometry> side_by_side;  // patches within that part, [..., C, *kernel, *columns]
+  Shape image, split;  // split: [..., C, taps, columns]
+  std::optional<Tiles> side_by_side;
+  Geometry taps_first;  // of these
   std::vector<int64_t> kernel, dilation, padding, stride;
 
   template <class N>
@@ -34,19 +34,15 @@ struct Patches {
     for (size_t i = 0; i < 2; ++i) {
       if (padding[i] != 0 || dilation[i] != 1 || stride[i] != kernel[i]) return;
     }
-    part = Geometry{image, row_major(image), 0};
-    for (size_t i = 0; i < 2; ++i) part.size[first + i] = count[i] * kernel[i];
-    const Shape plain = row_major(part.size);
-    Geometry g{Shape(image.begin(), image.begin() + first), Shape(plain.begin(), plain.begin() + first), 0};
-    for (size_t i = 0; i < 2; ++i) {
-      g.size.push_back(kernel[i]);
-      g.stride.push_back(plain[first + i]);
+    Shape small = image;
+    for (size_t i = 0; i < 2; ++i) small[first + i] = count[i];
+    side_by_side = tiles(image, small, {kernel[0], kernel[1]});
+    taps_first = {side_by_side->split, row_major(side_by_side->split), 0};
+    for (Shape* s : {&taps_first.size, &taps_first.stride}) {  // [.., H', h, W', w] to [.., h, w, H', W']
+      std::swap((*s)[first], (*s)[first + 1]);
+      std::swap((*s)[first + 1], (*s)[first + 3]);
+      std::swap((*s)[first + 2], (*s)[first + 3]);
     }
-    for (size_t i = 0; i < 2; ++i) {
-      g.size.push_back(count[i]);
-      g.stride.push_back(stride[i] * plain[first + i]);
-    }
-    side_by_side = std::move(g);
   }
 
   static std::vector<int64_t> per_axis(const std::vector<int64_t>& v) {
@@ -58,7 +54,9 @@ struct Patches {
   }
 
   Tangent unfolded(const Tangent& t, const Shape& out) const {
-    if (side_by_side) return view(take(take(t, part), *side_by_side), out);
+    if (side_by_side) {
+      return view(take(view(take(t, side_by_side->part), side_by_side->split), taps_first), out);
+    }
     auto f = [this](const Tensor& rows, const Tensor&) {
       return at::im2col(rows.reshape({-1, 1, rows.size(2), rows.size(3)}), kernel, dilation, padding, stride)
           .reshape({rows.size(0), rows.size(1), split[split.size() - 2], split.back()});
@@ -67,7 +65,10 @@ struct Patches {
   }
 
   Tangent folded(const Tangent& t) const {
-    if (side_by_side) return put(put(view(t, side_by_side->size), *side_by_side, part.size), part, image);
+    if (side_by_side) {
+      const Tangent tiled = put(view(t, taps_first.size), taps_first, side_by_side->split);
+      return put(view(tiled, side_by_side->part.size), side_by_side->part, image);
+    }
     auto f = [this](const Tensor& rows, const Tensor&) {
       const Shape size = space_of(image, 2);
       return at::col2im(rows.reshape({-1, rows.size(2), rows.size(3)}), size, kernel, dilation, padding,

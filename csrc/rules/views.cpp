@@ -200,15 +200,16 @@ void views() {
       const int64_t groups = node<gen::ChannelShuffleBackward0>(l).groups.expect_int();
       shape[1] /= groups;
       shape.insert(shape.begin() + 1, groups);
-      return swapped(shape, 1, 2);
+      return std::pair(shape, swapped(shape, 1, 2));
     };
     Rule rule;
     rule.push = [geometry](Local& l, const Tangents& dx) -> Tangents {
-      return {view(take(dx[0], geometry(l)), l.out_shape[0])};
+      const auto [split, g] = geometry(l);
+      return {view(take(view(dx[0], split), g), l.out_shape[0])};
     };
     rule.pull = [geometry](Local& l, const Tangents& dgy) -> Tangents {
-      const Geometry g = geometry(l);
-      return {put(view(dgy[0], g.size), g, l.in_shape[0])};
+      const auto [split, g] = geometry(l);
+      return {view(put(view(dgy[0], g.size), g, split), l.in_shape[0])};
     };
     add_rule("ChannelShuffleBackward0", rule);
   }
