@@ -27,7 +27,6 @@ APART = {
     "nearest-exact": lambda x: F.interpolate(x, scale_factor=4, mode="nearest-exact"),
     "unfold": lambda x: F.unfold(x, 2, stride=2),
     "fold": lambda x: F.fold(x.flatten(2), 8, 2, stride=2),
-    "channel_shuffle": lambda x: torch.channel_shuffle(x, 2),
     "glu": lambda x: F.glu(x, 1),
 }
 

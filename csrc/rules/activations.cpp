@@ -10,6 +10,7 @@
 namespace hesse::rules {
 
 void glu();
+void prelu_backward();
 
 namespace {
 
@@ -229,6 +230,7 @@ void activations() {
       [](auto& n, Local& l) { l.first[0] = times(n.scale, indicator(l, l.unpack(n.mask_))); });
 
   glu();
+  prelu_backward();
 }
 
 }  // namespace hesse::rules

@@ -134,7 +134,7 @@ void views() {
     const int64_t end = std::max(start, clip(n.end ? n.end->expect_int() : size));
     return sliced(shape, dim, start, (end - start + step - 1) / step, step);
   });
-  const auto unfolded = [](auto& n, const Shape& shape) {
+  strided<gen::UnfoldBackward0>("UnfoldBackward0", [](auto& n, const Shape& shape) {
     if (shape.empty()) return Geometry{{n.size}, {1}, 0};
     const int64_t dim = wrap(n.dimension, shape);
     Geometry g = whole(shape);
@@ -143,9 +143,7 @@ void views() {
     g.size[dim] = (shape[dim] - n.size) / n.step + 1;
     g.stride[dim] *= n.step;
     return g;
-  };
-  strided<gen::UnfoldBackward0>("UnfoldBackward0", unfolded);
-  strided<gen::UnfoldBackward0_copy>("UnfoldBackward0_copy", unfolded);
+  });
   strided<gen::DiagonalBackward0>("DiagonalBackward0", [](auto& n, const Shape& shape) {
     const int64_t a = wrap(n.dim1, shape), b = wrap(n.dim2, shape);
     const Geometry all = whole(shape);
@@ -191,27 +189,6 @@ void views() {
       return {put(dgy[0], *geometry(l), l.in_shape[0])};
     };
     add_rule("AsStridedBackward0", rule);
-  }
-
-  {
-    // channel_shuffle: the channels as [groups, C / groups] trade these two axes.
-    auto geometry = [](Local& l) {
-      Shape shape = l.in_shape[0];
-      const int64_t groups = node<gen::ChannelShuffleBackward0>(l).groups.expect_int();
-      shape[1] /= groups;
-      shape.insert(shape.begin() + 1, groups);
-      return std::pair(shape, swapped(shape, 1, 2));
-    };
-    Rule rule;
-    rule.push = [geometry](Local& l, const Tangents& dx) -> Tangents {
-      const auto [split, g] = geometry(l);
-      return {view(take(view(dx[0], split), g), l.out_shape[0])};
-    };
-    rule.pull = [geometry](Local& l, const Tangents& dgy) -> Tangents {
-      const auto [split, g] = geometry(l);
-      return {view(put(view(dgy[0], g.size), g, split), l.in_shape[0])};
-    };
-    add_rule("ChannelShuffleBackward0", rule);
   }
 
   // ---- blocks moved about ------------------------------------------------------------------------------

@@ -282,6 +282,27 @@ SCENARIOS = [
         for shape, dim in (((3, 4), -1), ((4, 3), 0), ((2, 4, 3), 1), ((6,), 0))
         for fn in [lambda x, dim=dim: F.glu(x, dim)]
     ),
+    *(
+        Scenario(
+            f"glu_backward of axis {dim}",
+            ("GluBackwardBackward0",),
+            lambda g, x, dim=dim: aten.glu_backward(g, x, dim),
+            (half, shape),
+        )
+        for dim, half, shape in ((-1, (3, 2), (3, 4)), (1, (2, 2, 3), (2, 4, 3)))
+    ),
+    Scenario(
+        "prelu_backward",
+        ("PreluKernelBackwardBackward0",),
+        lambda g, x, w: aten._prelu_kernel_backward(g, x, w),
+        ((3, 4), (3, 4), (3, 4)),
+    ),
+    Scenario(
+        "prelu_backward, of x alone",
+        ("PreluKernelBackwardBackward0",),
+        lambda g, x, w: aten._prelu_kernel_backward(g, x, w)[0],
+        ((3, 4), (3, 4), (3, 4)),
+    ),
 ]
 
 

@@ -90,13 +90,6 @@ STRIDED = [
     view("narrow", "SliceBackward0", lambda x: x.narrow(-1, 1, 2)),
     view("overlapping unfold", "UnfoldBackward0", lambda x: x.unfold(0, 3, 2), (7, 2)),
     view("unfold", "UnfoldBackward0", lambda x: x.unfold(-1, 2, 2)),
-    view("unfold_copy", "UnfoldBackward0_copy", lambda x: aten.unfold_copy(x, -1, 2, 2)),
-    view(
-        "channel_shuffle",
-        "ChannelShuffleBackward0",
-        lambda x: torch.channel_shuffle(x, 2),
-        (2, 6, 2, 2),
-    ),
     view("unfold of a scalar", "UnfoldBackward0", lambda x: x.unfold(0, 1, 1), ()),
     view("diagonal", "DiagonalBackward0", lambda x: x.diagonal()),
     view("diagonal above", "DiagonalBackward0", lambda x: x.diagonal(1, 0, 2), (3, 2, 4)),
