@@ -42,8 +42,8 @@ struct Sizes {
 
 // ---- where a grid point lies --------------------------------------------------------------------------
 
-// A coordinate in pixels and its derivative by the grid's. Both are constants: what is to be differentiated
-// comes back in `fraction`.
+// A coordinate in pixels and its derivative by the grid's. Both are constants: how far a point lies from its
+// tap is what follows the grid.
 struct Place {
   Tensor at, slope;
 
@@ -137,7 +137,6 @@ struct Stencil {
     for (int64_t s = 0; s < z.A; ++s)
       axes.push_back(taps_along(n, g.select(-1, z.A - 1 - s), z.image[2 + s]));
   }
-  const Taps& of_coordinate(int64_t a) const { return axes[axes.size() - 1 - a]; }
   bool bends() const { return axes[0].u1.defined(); }
 
   // [N, P, Q], counted as pixels are.

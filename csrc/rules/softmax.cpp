@@ -1,7 +1,7 @@
 // Softmax and its logarithm along one axis, p = softmax(x):
 //
 //     softmax      push, pull  J t = p (t - sum(p t)), symmetric
-//                  curve       h dx - h sum(p dx) - p sum(h dx)            with h = J gy
+//                  curve       p (h (dx - sum(p dx)) - sum(p h dx))        with h = gy - sum(p gy)
 //     log_softmax  push        dx - sum(p dx)
 //                  pull        dgy - p sum(dgy)
 //                  curve       -q (dx - sum(p dx))                         with q = p sum(gy)
@@ -62,11 +62,10 @@ void softmax_of(const char* name) {
     const Tensor &p = l.saved[0], &w = l.saved[1];
     if (l.memo.empty()) {
       const Tensor rest = gy[0] - (gy[0] * w).sum(a.gone, true);
-      l.memo = {rest * p, rest * w};
+      l.memo = {rest, rest * w};
     }
-    const Tensor &h = l.memo[0], &hw = l.memo[1];
     const Tangent t = cast(dx[0], dtype_of(l));
-    return {minus(scale(minus(t, met(t, w, a)), h), scale(met(t, hw, a), p))};
+    return {scale(minus(scale(minus(t, met(t, w, a)), l.memo[0]), met(t, l.memo[1], a)), p)};
   };
   add_rule(name, std::move(rule));
 }
@@ -74,13 +73,10 @@ void softmax_of(const char* name) {
 void log_softmax() {
   using N = gen::LogSoftmaxBackward0;
   Rule rule;
-  rule.save = [](Local& l) {
-    const Tensor p = l.unpack(node<N>(l).result_).exp();
-    l.saved = {p, weights(p)};
-  };
+  rule.save = [](Local& l) { l.saved = {l.unpack(node<N>(l).result_).exp()}; };
   rule.push = [](Local& l, const Tangents& dx) -> Tangents {
     const Tangent t = cast(dx[0], dtype_of(l));
-    return {minus(t, met(t, l.saved[1], softmax_axis<N>(l)))};
+    return {minus(t, met(t, l.saved[0], softmax_axis<N>(l)))};
   };
   rule.pull = [](Local& l, const Tangents& dgy) -> Tangents {
     const Axes a = softmax_axis<N>(l);
@@ -90,7 +86,7 @@ void log_softmax() {
     const Axes a = softmax_axis<N>(l);
     if (l.memo.empty()) l.memo = {gy[0].sum(a.gone, true) * l.saved[0]};
     const Tangent t = cast(dx[0], dtype_of(l));
-    return {scale(scale(minus(t, met(t, l.saved[1], a)), l.memo[0]), -1.0)};
+    return {scale(scale(minus(t, met(t, l.saved[0], a)), l.memo[0]), -1.0)};
   };
   add_rule("LogSoftmaxBackward0", std::move(rule));
 }

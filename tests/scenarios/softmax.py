@@ -35,8 +35,21 @@ PLAIN = tuple(
     )
 )
 
+
+def padded(x: torch.Tensor) -> torch.Tensor:
+    """Where ``x`` counts: nowhere in its last row."""
+    return (torch.arange(x.shape[0]) < x.shape[0] - 1)[:, None].expand(x.shape)
+
+
 SCENARIOS = (
     *PLAIN,
+    Scenario(
+        "softmax beside a row masked out",
+        ("SoftmaxBackward0",),
+        lambda x: torch.where(padded(x), torch.where(padded(x), x, -inf).softmax(-1), 0),
+        ((3, 4),),
+        reference=lambda x: torch.where(padded(x), torch.where(padded(x), x, 0).softmax(-1), 0),
+    ),
     Scenario(
         "_safe_softmax with a row of -inf",
         ("SafeSoftmaxBackward0",),
