@@ -1,13 +1,10 @@
 // Softmax and its logarithm along one axis, p = softmax(x):
 //
 //     softmax      push, pull  J t = p (t - sum(p t)), symmetric
-//                  curve       p (h (dx - sum(p dx)) - sum(p h dx))        with h = gy - sum(p gy)
+//                  curve       h dx - h sum(p dx) - p sum(h dx)            with h = J gy
 //     log_softmax  push        dx - sum(p dx)
 //                  pull        dgy - p sum(dgy)
 //                  curve       -q (dx - sum(p dx))                         with q = p sum(gy)
-//
-// Their backwards are nodes too where a gradient was differentiated, functions of what came back, g, and of
-// y.
 #include "reduction.h"
 
 namespace hesse::rules {
@@ -25,47 +22,30 @@ Axes softmax_axis(Local& l) {
   }
 }
 
-// A row of -inf alone has no softmax: p is NaN there. What the sums weigh with is 0 instead, so that NaN
-// comes from the factors that stand in front, and ends where a mask selects.
-Tensor weights(const Tensor& p) { return at::nan_to_num(p, 0.0); }
-
 // sum(w t), spread over the axis again.
 Tangent met(const Tangent& t, const Tensor& w, const Axes& a) { return spread(total(scale(t, w), a), a); }
 
-Tangent jacobian(const Tangent& t, const Tensor& p, const Tensor& w, const Axes& a) {
-  return scale(minus(t, met(t, w, a)), p);
-}
-
-void add(Tangent& sum, Tangent t) {
-  if (sum.K == 0) {
-    sum = std::move(t);
-  } else {
-    accumulate(sum, std::move(t));
-  }
+Tangent jacobian(const Tangent& t, const Tensor& p, const Axes& a) {
+  return scale(minus(t, met(t, p, a)), p);
 }
 
 template <class N>
 void softmax_of(const char* name) {
   Rule rule;
-  rule.save = [](Local& l) {
-    const Tensor p = l.unpack(node<N>(l).result_);
-    l.saved = {p, weights(p)};
-  };
+  rule.save = [](Local& l) { l.saved = {l.unpack(node<N>(l).result_)}; };
   rule.push = [](Local& l, const Tangents& dx) -> Tangents {
-    return {jacobian(cast(dx[0], dtype_of(l)), l.saved[0], l.saved[1], softmax_axis<N>(l))};
+    return {jacobian(cast(dx[0], dtype_of(l)), l.saved[0], softmax_axis<N>(l))};
   };
   rule.pull = [](Local& l, const Tangents& dgy) -> Tangents {
-    return {jacobian(dgy[0], l.saved[0], l.saved[1], softmax_axis<N>(l))};
+    return {jacobian(dgy[0], l.saved[0], softmax_axis<N>(l))};
   };
   rule.curve = [](Local& l, const std::vector<Tensor>& gy, const Tangents& dx) -> Tangents {
     const Axes a = softmax_axis<N>(l);
-    const Tensor &p = l.saved[0], &w = l.saved[1];
-    if (l.memo.empty()) {
-      const Tensor rest = gy[0] - (gy[0] * w).sum(a.gone, true);
-      l.memo = {rest, rest * w};
-    }
+    const Tensor& p = l.saved[0];
+    if (l.memo.empty()) l.memo = {(gy[0] - (gy[0] * p).sum(a.gone, true)) * p};
+    const Tensor& h = l.memo[0];
     const Tangent t = cast(dx[0], dtype_of(l));
-    return {scale(minus(scale(minus(t, met(t, w, a)), l.memo[0]), met(t, l.memo[1], a)), p)};
+    return {minus(scale(minus(t, met(t, p, a)), h), scale(met(t, h, a), p))};
   };
   add_rule(name, std::move(rule));
 }
@@ -91,6 +71,17 @@ void log_softmax() {
   add_rule("LogSoftmaxBackward0", std::move(rule));
 }
 
+// ---- the backwards: nodes of their own where a gradient was differentiated, functions of what came back, g,
+// and of y
+
+void add(Tangent& sum, Tangent t) {
+  if (sum.K == 0) {
+    sum = std::move(t);
+  } else {
+    accumulate(sum, std::move(t));
+  }
+}
+
 // Of softmax, z = y (g - sum(y g)). With the cotangent h, s = sum(y g), c = sum(h y):
 //
 //     push   dz  = y (dg - sum(y dg)) + (g - s) dy - y sum(g dy)
@@ -108,7 +99,7 @@ void softmax_backward() {
     const Axes a = axis(l);
     const Tensor &y = l.saved[0], &g = l.saved[1], &rest = l.saved[2];
     Tangent dz;
-    if (!dx[0].zero()) add(dz, jacobian(cast(dx[0], dtype_of(l)), y, y, a));
+    if (!dx[0].zero()) add(dz, jacobian(cast(dx[0], dtype_of(l)), y, a));
     if (!dx[1].zero()) {
       const Tangent t = cast(dx[1], dtype_of(l));
       add(dz, minus(scale(t, rest), scale(met(t, g, a), y)));
@@ -119,7 +110,7 @@ void softmax_backward() {
     const Axes a = axis(l);
     const Tensor &y = l.saved[0], &g = l.saved[1], &rest = l.saved[2];
     Tangents dgx(2);
-    if (l.wanted[0]) dgx[0] = jacobian(dgz[0], y, y, a);
+    if (l.wanted[0]) dgx[0] = jacobian(dgz[0], y, a);
     if (l.wanted[1]) dgx[1] = minus(scale(dgz[0], rest), scale(met(dgz[0], y, a), g));
     return dgx;
   };

@@ -13,6 +13,24 @@ def masked(x: torch.Tensor) -> torch.Tensor:
     return torch.where(torch.arange(x.shape[-1]) == 1, -inf, x)
 
 
+BACK = tuple(
+    Scenario(
+        f"{name} backward{case}",
+        (node,),
+        lambda g, y, op=op, dim=dim: op(g, y, dim, y.dtype),
+        (shape, shape),
+    )
+    for name, node, op in (
+        ("softmax", "SoftmaxBackwardDataBackward0", torch.ops.aten._softmax_backward_data),
+        (
+            "log_softmax",
+            "LogSoftmaxBackwardDataBackward0",
+            torch.ops.aten._log_softmax_backward_data,
+        ),
+    )
+    for case, shape, dim in (("", (3, 4), -1), (" of axis 1 of 3", (2, 3, 2), 1))
+)
+
 PLAIN = tuple(
     Scenario(f"{name}{case}", (node,), fn, (shape,))
     for name, node, op in (
@@ -35,21 +53,9 @@ PLAIN = tuple(
     )
 )
 
-
-def padded(x: torch.Tensor) -> torch.Tensor:
-    """Where ``x`` counts: nowhere in its last row."""
-    return (torch.arange(x.shape[0]) < x.shape[0] - 1)[:, None].expand(x.shape)
-
-
 SCENARIOS = (
     *PLAIN,
-    Scenario(
-        "softmax beside a row masked out",
-        ("SoftmaxBackward0",),
-        lambda x: torch.where(padded(x), torch.where(padded(x), x, -inf).softmax(-1), 0),
-        ((3, 4),),
-        reference=lambda x: torch.where(padded(x), torch.where(padded(x), x, 0).softmax(-1), 0),
-    ),
+    *BACK,
     Scenario(
         "_safe_softmax with a row of -inf",
         ("SafeSoftmaxBackward0",),
@@ -66,26 +72,5 @@ SCENARIOS = (
         ((4, 4),),
         reference=lambda x: torch.where(torch.arange(x.shape[1]) % 3 == 1, -inf, x).softmax(-1),
         skips={"non-contiguous": "torch reads the memory as if it were contiguous"},
-    ),
-    *(
-        Scenario(
-            f"{name} backward{case}",
-            (node,),
-            lambda g, y, op=op, dim=dim: op(g, y, dim, y.dtype),
-            (shape, shape),
-        )
-        for name, node, op in (
-            (
-                "softmax",
-                "SoftmaxBackwardDataBackward0",
-                torch.ops.aten._softmax_backward_data,
-            ),
-            (
-                "log_softmax",
-                "LogSoftmaxBackwardDataBackward0",
-                torch.ops.aten._log_softmax_backward_data,
-            ),
-        )
-        for case, shape, dim in (("", (3, 4), -1), (" of axis 1 of 3", (2, 3, 2), 1))
     ),
 )
