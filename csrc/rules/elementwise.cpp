@@ -58,10 +58,6 @@ Tensor i1e_slope(const Tensor& x, const Tensor& y) {
                     [&y](const Tensor& z) { return at::special_i0e(z) - y * (z.sgn() + z.reciprocal()); });
 }
 
-}  // namespace
-
-namespace {
-
 // Two inputs, of which only the second has a derivative.
 template <class N, class First, class Second>
 void in_the_second(const char* name, First first, Second second) {
@@ -275,8 +271,6 @@ void elementwise() {
   unary<gen::DigammaBackward0>(
       "DigammaBackward0", self, [](auto&, const Tensor& x) { return at::polygamma(1, x); },
       [](auto&, const Tensor& x, const Tensor&) { return at::polygamma(2, x); });
-  const auto polygamma1 = [](auto& n, const Tensor& x) { return at::polygamma(n.n + 1, x); };
-  const auto polygamma2 = [](auto& n, const Tensor& x, const Tensor&) { return at::polygamma(n.n + 2, x); };
   // In their second argument x, with d = x^(a - 1) exp(-x) / gamma(a); by a there is no derivative.
   const auto igamma1 = [](auto& n, Local& l) {
     const Tensor a = operand(l, n.self_), x = operand(l, n.other_);
@@ -316,6 +310,8 @@ void elementwise() {
         const double s = n.self.toDouble();
         return times(s * (s + 1), at::special_zeta(s + 2, q));
       });
+  const auto polygamma1 = [](auto& n, const Tensor& x) { return at::polygamma(n.n + 1, x); };
+  const auto polygamma2 = [](auto& n, const Tensor& x, const Tensor&) { return at::polygamma(n.n + 2, x); };
   unary<gen::PolygammaBackward0>("PolygammaBackward0", self, polygamma1, polygamma2);
   unary<gen::PolygammaBackward1>("PolygammaBackward1", self, polygamma1, polygamma2);
   unary<gen::MvlgammaBackward0>(
