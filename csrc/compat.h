@@ -9,7 +9,14 @@
 
 namespace torch::autograd::generated {
 struct AminmaxBackward0;  // not in 2.11
-}
+struct UpsampleLanczos2DAaBackward0;
+struct UpsampleLanczos2DAaBackwardBackward0;
+}  // namespace torch::autograd::generated
+
+namespace at::_ops {
+struct _upsample_lanczos2d_aa;  // not in 2.11
+struct _upsample_lanczos2d_aa_backward;
+}  // namespace at::_ops
 
 namespace hesse {
 

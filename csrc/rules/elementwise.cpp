@@ -58,6 +58,15 @@ Tensor i1e_slope(const Tensor& x, const Tensor& y) {
                     [&y](const Tensor& z) { return at::special_i0e(z) - y * (z.sgn() + z.reciprocal()); });
 }
 
+// Two inputs, of which only the second has a derivative.
+template <class N, class First, class Second>
+void in_the_second(const char* name, First first, Second second) {
+  elementwise<N>(name, first, second);
+  Rule rule = *find_rule(name);
+  rule.covers = [](Local& l) { return !l.active[0]; };
+  add_rule(name, std::move(rule));
+}
+
 }  // namespace
 
 void elementwise() {
@@ -262,6 +271,45 @@ void elementwise() {
   unary<gen::DigammaBackward0>(
       "DigammaBackward0", self, [](auto&, const Tensor& x) { return at::polygamma(1, x); },
       [](auto&, const Tensor& x, const Tensor&) { return at::polygamma(2, x); });
+  // In their second argument x, with d = x^(a - 1) exp(-x) / gamma(a); by a there is no derivative.
+  const auto igamma1 = [](auto& n, Local& l) {
+    const Tensor a = operand(l, n.self_), x = operand(l, n.other_);
+    l.saved = {a, x};
+    l.first[1] = ((a - 1) * x.log() - x - a.lgamma()).exp();
+  };
+  const auto igamma2 = [](auto&, Local& l) {
+    l.second[3] = l.first[1];
+    l.second[3].c = l.first[1].c * ((l.saved[0] - 1) / l.saved[1] - 1);
+  };
+  in_the_second<gen::IgammaBackward0>("IgammaBackward0", igamma1, igamma2);
+  in_the_second<gen::IgammacBackward0>(
+      "IgammacBackward0",
+      [igamma1](auto& n, Local& l) {
+        igamma1(n, l);
+        l.first[1].alpha = -1;
+      },
+      igamma2);
+  in_the_second<gen::SpecialZetaBackward0>(
+      "SpecialZetaBackward0",
+      [](auto& n, Local& l) {
+        const Tensor s = operand(l, n.self_), q = operand(l, n.other_);
+        l.saved = {s, q};
+        l.first[1] = times(-1, s * at::special_zeta(s + 1, q));
+      },
+      [](auto&, Local& l) {
+        const Tensor &s = l.saved[0], &q = l.saved[1];
+        l.second[3] = s * (s + 1) * at::special_zeta(s + 2, q);
+      });
+  unary<gen::SpecialZetaBackward1>(
+      "SpecialZetaBackward1", [](auto& n, Local& l) { return l.unpack(n.other_); },
+      [](auto& n, const Tensor& q) {
+        const double s = n.self.toDouble();
+        return times(-s, at::special_zeta(s + 1, q));
+      },
+      [](auto& n, const Tensor& q, const Tensor&) {
+        const double s = n.self.toDouble();
+        return times(s * (s + 1), at::special_zeta(s + 2, q));
+      });
   const auto polygamma1 = [](auto& n, const Tensor& x) { return at::polygamma(n.n + 1, x); };
   const auto polygamma2 = [](auto& n, const Tensor& x, const Tensor&) { return at::polygamma(n.n + 2, x); };
   unary<gen::PolygammaBackward0>("PolygammaBackward0", self, polygamma1, polygamma2);

@@ -1,8 +1,14 @@
-// Interpolation, grid sampling and patches: linear maps of the spatial axes.
+// Interpolation, grid sampling and patches: maps of the axes of space.
+#include "resampling.h"
+
 #include "rule.h"
 
 namespace hesse::rules {
 
-void resampling() {}
+void resampling() {
+  interpolation();
+  grid_sampling();
+  patches();
+}
 
 }  // namespace hesse::rules

@@ -90,6 +90,116 @@ void log_softmax() {
   add_rule("LogSoftmaxBackward0", std::move(rule));
 }
 
+// ---- the backwards: nodes of their own where a gradient was differentiated, functions of what came back, g,
+// and of y
+
+void add(Tangent& sum, Tangent t) {
+  if (sum.K == 0) {
+    sum = std::move(t);
+  } else {
+    accumulate(sum, std::move(t));
+  }
+}
+
+// Of softmax, z = y (g - sum(y g)). With the cotangent h, s = sum(y g), c = sum(h y):
+//
+//     push   dz  = y (dg - sum(y dg)) + (g - s) dy - y sum(g dy)
+//     pull   dgg = y (dgz - sum(y dgz)),     dgy = (g - s) dgz - g sum(y dgz)
+//     curve  dgg = (h - c) dy - y sum(h dy), dgy = (h - c) dg - h sum(y dg) - h sum(g dy) - g sum(h dy)
+void softmax_backward() {
+  using N = gen::SoftmaxBackwardDataBackward0;
+  auto axis = [](Local& l) { return axes_of(l.out_shape[0], {node<N>(l).dim}); };
+  Rule rule;
+  rule.save = [axis](Local& l) {  // y, g, g - s
+    const Tensor g = operand(l, node<N>(l).grad_output_), y = operand(l, node<N>(l).output_);
+    l.saved = {y, g, g - (y * g).sum(axis(l).gone, true)};
+  };
+  rule.push = [axis](Local& l, const Tangents& dx) -> Tangents {
+    const Axes a = axis(l);
+    const Tensor &y = l.saved[0], &g = l.saved[1], &rest = l.saved[2];
+    Tangent dz;
+    if (!dx[0].zero()) add(dz, jacobian(cast(dx[0], dtype_of(l)), y, a));
+    if (!dx[1].zero()) {
+      const Tangent t = cast(dx[1], dtype_of(l));
+      add(dz, minus(scale(t, rest), scale(met(t, g, a), y)));
+    }
+    return {std::move(dz)};
+  };
+  rule.pull = [axis](Local& l, const Tangents& dgz) {
+    const Axes a = axis(l);
+    const Tensor &y = l.saved[0], &g = l.saved[1], &rest = l.saved[2];
+    Tangents dgx(2);
+    if (l.wanted[0]) dgx[0] = jacobian(dgz[0], y, a);
+    if (l.wanted[1]) dgx[1] = minus(scale(dgz[0], rest), scale(met(dgz[0], y, a), g));
+    return dgx;
+  };
+  rule.curve = [axis](Local& l, const std::vector<Tensor>& gz, const Tangents& dx) {
+    const Axes a = axis(l);
+    const Tensor &y = l.saved[0], &g = l.saved[1], &h = gz[0];
+    if (l.memo.empty()) l.memo = {h - (h * y).sum(a.gone, true)};
+    const Tensor& rest = l.memo[0];
+    Tangents dgx(2);
+    if (!dx[1].zero()) {
+      const Tangent t = cast(dx[1], dtype_of(l)), h_met = met(t, h, a);
+      if (l.wanted[0]) dgx[0] = minus(scale(t, rest), scale(h_met, y));
+      if (l.wanted[1]) dgx[1] = minus(scale(scale(met(t, g, a), h), -1.0), scale(h_met, g));
+    }
+    if (!dx[0].zero() && l.wanted[1]) {
+      const Tangent t = cast(dx[0], dtype_of(l));
+      add(dgx[1], minus(scale(t, rest), scale(met(t, y, a), h)));
+    }
+    return dgx;
+  };
+  add_rule("SoftmaxBackwardDataBackward0", std::move(rule));
+}
+
+// Of its logarithm, z = g - e sum(g), e = exp(y). With the cotangent h, s = sum(g), c = sum(h e):
+//
+//     push   dz  = dg - e sum(dg) - e s dy
+//     pull   dgg = dgz - sum(e dgz),    dgy = -e s dgz
+//     curve  dgg = -sum(h e dy),        dgy = -h e (s dy + sum(dg))
+void log_softmax_backward() {
+  using N = gen::LogSoftmaxBackwardDataBackward0;
+  auto axis = [](Local& l) { return axes_of(l.out_shape[0], {node<N>(l).dim}); };
+  Rule rule;
+  rule.save = [axis](Local& l) {  // e, e s
+    const Tensor g = operand(l, node<N>(l).grad_output_), e = operand(l, node<N>(l).output_).exp();
+    l.saved = {e, e * g.sum(axis(l).gone, true)};
+  };
+  rule.push = [axis](Local& l, const Tangents& dx) -> Tangents {
+    const Axes a = axis(l);
+    Tangent dz;
+    if (!dx[0].zero()) {
+      const Tangent t = cast(dx[0], dtype_of(l));
+      add(dz, minus(t, scale(spread(total(t, a), a), l.saved[0])));
+    }
+    if (!dx[1].zero()) add(dz, scale(scale(cast(dx[1], dtype_of(l)), l.saved[1]), -1.0));
+    return {std::move(dz)};
+  };
+  rule.pull = [axis](Local& l, const Tangents& dgz) {
+    Tangents dgx(2);
+    if (l.wanted[0]) dgx[0] = minus(dgz[0], met(dgz[0], l.saved[0], axis(l)));
+    if (l.wanted[1]) dgx[1] = scale(scale(dgz[0], l.saved[1]), -1.0);
+    return dgx;
+  };
+  rule.curve = [axis](Local& l, const std::vector<Tensor>& gz, const Tangents& dx) {
+    const Axes a = axis(l);
+    if (l.memo.empty()) l.memo = {gz[0] * l.saved[0], gz[0] * l.saved[1]};
+    Tangents dgx(2);
+    if (!dx[1].zero()) {
+      const Tangent t = cast(dx[1], dtype_of(l));
+      if (l.wanted[0]) dgx[0] = scale(met(t, l.memo[0], a), -1.0);
+      if (l.wanted[1]) dgx[1] = scale(scale(t, l.memo[1]), -1.0);
+    }
+    if (!dx[0].zero() && l.wanted[1]) {
+      const Tangent t = spread(total(cast(dx[0], dtype_of(l)), a), a);
+      add(dgx[1], scale(scale(t, l.memo[0]), -1.0));
+    }
+    return dgx;
+  };
+  add_rule("LogSoftmaxBackwardDataBackward0", std::move(rule));
+}
+
 }  // namespace
 
 void softmax() {
@@ -97,6 +207,8 @@ void softmax() {
   softmax_of<gen::SafeSoftmaxBackward0>("SafeSoftmaxBackward0");
   softmax_of<gen::MaskedSoftmaxBackward0>("MaskedSoftmaxBackward0");
   log_softmax();
+  softmax_backward();
+  log_softmax_backward();
 }
 
 }  // namespace hesse::rules

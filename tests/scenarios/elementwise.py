@@ -13,6 +13,7 @@ WIDE: Interval = (-5.0, 5.0)
 INF = float("inf")
 NAN = float("nan")
 ONE_SIXTH = torch.tensor(1 / 6, dtype=torch.float32).item()
+aten = torch.ops.aten
 NO_HALF = {"float16": "PyTorch has no float16 kernel for it on CPU"}
 
 
@@ -28,6 +29,22 @@ def unary(name, node, fn, domain=REAL, edges=(), skips=None, mended=(), referenc
         mended=tuple(((float(e),), ((float(h),),)) for e, h in mended),
         reference=reference,
         skips=skips or {},
+    )
+
+
+def slope(name, node, fn, domain=REAL):
+    """The backward of an activation, a function of what comes back and of what was saved."""
+    return Scenario(name, (f"{node}BackwardBackward0",), fn, ((3, 4), (3, 4)), (REAL, domain))
+
+
+def in_the_second(name, node, fn):
+    """Of no derivative by its first argument, which is a constant here."""
+    return Scenario(
+        name,
+        (node,),
+        lambda x: fn(torch.linspace(1.3, 3.1, x.shape[-1], dtype=x.dtype), x),
+        ((3, 4),),
+        (POSITIVE,),
     )
 
 
@@ -200,7 +217,97 @@ SCENARIOS = [
         lambda x: torch.native_dropout(x, 0.5, False)[0],
     ),
     unary("native_dropout", "NativeDropoutBackward0", lambda x: dropped(x)),
+    unary(
+        "native_dropout_backward",
+        "NativeDropoutBackwardBackward0",
+        lambda g: torch.ops.aten.native_dropout_backward(g, every_second(g), 1.7),
+    ),
+    # ---- the backward of an activation, where a gradient was differentiated
+    slope("tanh_backward", "Tanh", aten.tanh_backward, OPEN),
+    slope("sigmoid_backward", "Sigmoid", aten.sigmoid_backward, UNIT),
+    slope("threshold_backward", "Threshold", lambda g, x: aten.threshold_backward(g, x, 0.3)),
+    slope("hardtanh_backward", "Hardtanh", lambda g, x: aten.hardtanh_backward(g, x, -1.0, 1.2)),
+    slope(
+        "leaky_relu_backward",
+        "LeakyRelu",
+        lambda g, x: aten.leaky_relu_backward(g, x, 0.1, False),
+    ),
+    slope("hardshrink_backward", "Hardshrink", lambda g, x: aten.hardshrink_backward(g, x, 0.5)),
+    slope("softshrink_backward", "Softshrink", lambda g, x: aten.softshrink_backward(g, x, 0.5)),
+    slope(
+        "rrelu_with_noise_backward",
+        "RreluWithNoise",
+        lambda g, x: aten.rrelu_with_noise_backward(
+            g, x, torch.full_like(x, 0.2), 0.1, 0.3, False, False
+        ),
+    ),
+    *(
+        slope(
+            f"elu_backward {a} {b} {c}, {of}",
+            "Elu",
+            lambda g, x, a=a, b=b, c=c, of=of: aten.elu_backward(g, a, b, c, of == "y", x),
+        )
+        for a, b, c in ((1.0, 1.0, 1.0), (1.7, 1.1, 0.6))
+        for of in "xy"
+    ),
+    slope("hardswish_backward", "Hardswish", aten.hardswish_backward, WIDE),
+    slope(
+        "log_sigmoid_backward",
+        "LogSigmoid",
+        lambda g, x: aten.log_sigmoid_backward(g, x, x.detach().abs().neg().exp()),
+        WIDE,
+    ),
+    slope("softplus_backward", "Softplus", lambda g, x: aten.softplus_backward(g, x, 1.0, 20.0)),
+    slope(
+        "softplus_backward, beyond the threshold",
+        "Softplus",
+        lambda g, x: aten.softplus_backward(g, x, 1.3, 1.0),
+    ),
+    slope("gelu_backward", "Gelu", aten.gelu_backward, WIDE),
+    slope("gelu_backward tanh", "Gelu", lambda g, x: aten.gelu_backward(g, x, approximate="tanh")),
+    # ---- of two arguments, differentiable by the second
+    in_the_second("igamma", "IgammaBackward0", torch.special.gammainc),
+    in_the_second("igammac", "IgammacBackward0", torch.special.gammaincc),
+    in_the_second("zeta", "SpecialZetaBackward0", torch.special.zeta),
+    unary(
+        "zeta of a number",
+        "SpecialZetaBackward1",
+        lambda x: torch.special.zeta(2.5, x),
+        POSITIVE,
+        skips=NO_HALF,
+    ),
+    # ---- gated
+    *(
+        Scenario(f"glu of {shape}, {dim}", ("GluBackward0",), fn, (shape,), (WIDE,))
+        for shape, dim in (((3, 4), -1), ((4, 3), 0), ((2, 4, 3), 1), ((6,), 0))
+        for fn in [lambda x, dim=dim: F.glu(x, dim)]
+    ),
+    *(
+        Scenario(
+            f"glu_backward of axis {dim}",
+            ("GluBackwardBackward0",),
+            lambda g, x, dim=dim: aten.glu_backward(g, x, dim),
+            (half, shape),
+        )
+        for dim, half, shape in ((-1, (3, 2), (3, 4)), (1, (2, 2, 3), (2, 4, 3)))
+    ),
+    Scenario(
+        "prelu_backward",
+        ("PreluKernelBackwardBackward0",),
+        lambda g, x, w: aten._prelu_kernel_backward(g, x, w),
+        ((3, 4), (3, 4), (3, 4)),
+    ),
+    Scenario(
+        "prelu_backward, of x alone",
+        ("PreluKernelBackwardBackward0",),
+        lambda g, x, w: aten._prelu_kernel_backward(g, x, w)[0],
+        ((3, 4), (3, 4), (3, 4)),
+    ),
 ]
+
+
+def every_second(x):
+    return (torch.arange(x.numel()) % 2 == 0).reshape(x.shape)
 
 
 def dropped(x):

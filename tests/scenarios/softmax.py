@@ -13,6 +13,24 @@ def masked(x: torch.Tensor) -> torch.Tensor:
     return torch.where(torch.arange(x.shape[-1]) == 1, -inf, x)
 
 
+BACK = tuple(
+    Scenario(
+        f"{name} backward{case}",
+        (node,),
+        lambda g, y, op=op, dim=dim: op(g, y, dim, y.dtype),
+        (shape, shape),
+    )
+    for name, node, op in (
+        ("softmax", "SoftmaxBackwardDataBackward0", torch.ops.aten._softmax_backward_data),
+        (
+            "log_softmax",
+            "LogSoftmaxBackwardDataBackward0",
+            torch.ops.aten._log_softmax_backward_data,
+        ),
+    )
+    for case, shape, dim in (("", (3, 4), -1), (" of axis 1 of 3", (2, 3, 2), 1))
+)
+
 PLAIN = tuple(
     Scenario(f"{name}{case}", (node,), fn, (shape,))
     for name, node, op in (
@@ -50,6 +68,7 @@ def with_a_masked_row(fn):
 
 SCENARIOS = (
     *PLAIN,
+    *BACK,
     Scenario(
         "_safe_softmax with a row of -inf",
         ("SafeSoftmaxBackward0",),
