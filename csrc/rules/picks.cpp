@@ -1,0 +1,230 @@
+#include "picks.h"
+
+#include "shapes.h"
+
+#include <ATen/ExpandUtils.h>
+
+#include <algorithm>
+
+namespace hesse::rules {
+
+Tensor gather_last(const Tensor& rows, const Tensor& index) {
+  if (index.size(0) == 1) return rows.index_select(-1, index.select(0, 0));
+  return rows.gather(-1, index.expand({rows.size(0), index.size(0), index.size(1)}));
+}
+
+AxesMap scatter_last(int64_t n) {
+  return [n](const Tensor& rows, const Tensor& index) {
+    const Tensor zeros = at::zeros({rows.size(0), rows.size(1), n}, rows.options());
+    if (index.size(0) == 1) return zeros.index_add(-1, index.select(0, 0), rows);
+    return zeros.scatter_add(-1, index.expand({rows.size(0), index.size(0), index.size(1)}), rows);
+  };
+}
+
+Side::Side(const Shape& shape, const Shape& groups)
+    : whole(shape), grouped(groups), part{groups, row_major(groups), 0} {
+  for (size_t a = 0; a < groups.size(); ++a) order.push_back(static_cast<int64_t>(a));
+}
+
+void Side::permute(c10::IntArrayRef to) {
+  const Geometry old = part;
+  order = Shape(to.begin(), to.end());
+  for (size_t i = 0; i < order.size(); ++i) {
+    part.size[i] = old.size[order[i]];
+    part.stride[i] = old.stride[order[i]];
+  }
+}
+
+namespace {
+
+// The part with all but its carried axes as one.
+Shape flattened(const Side& side, int64_t carried) {
+  Shape shape(side.part.size.begin(), side.part.size.begin() + carried);
+  shape.push_back(numel_of(c10::IntArrayRef(side.part.size).slice(carried)));
+  return shape;
+}
+
+// From one side to the other along the last axis.
+Tangent moved(const Picks& p, Tangent t, const Side& from, const Side& to, const AxesMap& f) {
+  if (numel_of(from.part.size) == 0 || numel_of(to.part.size) == 0) return zero_like(t, to.whole);
+  t = take(view(expand(std::move(t), from.whole), from.grouped), from.part);
+  const Shape in = flattened(from, p.carried), out = flattened(to, p.carried);
+  t = map_axes(view(std::move(t), in), {p.carried}, {out.back()}, f, p.index);
+  return view(put(view(std::move(t), to.part.size), to.part, to.grouped), to.whole);
+}
+
+Tangent weighted(const Picks& p, Tangent t) {
+  return p.weight.defined() ? select(std::move(t), p.weight) : t;
+}
+
+// Only the sizes along which an index varies.
+Tensor without_repeats(Tensor index, int64_t carried) {
+  for (int64_t a = 0; a < carried; ++a) {
+    if (index.size(a) > 1 && index.stride(a) == 0) index = index.narrow(a, 0, 1);
+  }
+  return index;
+}
+
+Tensor from_end(const Tensor& index, int64_t n) {
+  return at::remainder(index.to(at::kLong), std::max<int64_t>(n, 1));
+}
+
+bool is_mask(const Tensor& index) {
+  return index.scalar_type() == at::kBool || index.scalar_type() == at::kByte;
+}
+
+// Where a mask holds, counted flat. A known count spares the device a word with the host.
+Tensor places(const Tensor& mask, std::optional<int64_t> count) {
+  const Tensor line = mask.reshape({-1});
+  return (count ? at::nonzero_static(line, *count) : at::nonzero(line)).select(1, 0);
+}
+
+}  // namespace
+
+Tangent pick(const Picks& p, Tangent t) { return weighted(p, moved(p, std::move(t), p.x, p.y, gather_last)); }
+
+Tangent unpick(const Picks& p, Tangent t) {
+  const int64_t n = flattened(p.x, p.carried).back();
+  return moved(p, weighted(p, expand(std::move(t), p.y.whole)), p.y, p.x, scatter_last(n));
+}
+
+Tensor pick(const Picks& p, const Tensor& x) { return value(pick(p, from_value(x))); }
+Tensor unpick(const Picks& p, const Tensor& y) { return value(unpick(p, from_value(y))); }
+
+Tensor untouched(const Picks& p, const at::TensorOptions& options) {
+  const Geometry& part = p.x.part;
+  Shape size(p.index.sizes().begin(), p.index.sizes().end() - 1), line = size;
+  line.push_back(flattened(p.x, p.carried).back());
+  size.append(part.size.begin() + p.carried, part.size.end());
+  const Tensor mask = at::ones(line, options).scatter(-1, p.index, 0).reshape(size);
+  if (numel_of(part.size) < numel_of(p.x.grouped)) {
+    const Tensor out = at::ones(p.x.grouped, options);
+    out.as_strided(part.size, part.stride, part.offset).copy_(mask);
+    return out.reshape(p.x.whole);
+  }
+  Shape back(p.x.order.size());
+  for (size_t i = 0; i < back.size(); ++i) back[p.x.order[i]] = static_cast<int64_t>(i);
+  const Tensor out = mask.permute(back);
+  return p.x.grouped == p.x.whole ? out : out.expand(p.x.grouped).reshape(p.x.whole);
+}
+
+Picks along(const Shape& x, int64_t dim, const Tensor& index) {
+  const Shape shape(index.sizes().begin(), index.sizes().end());
+  if (x.empty() || shape.empty()) return flat(x, shape, index);
+  Shape order;
+  dim = wrap(dim, x);
+  for (int64_t a = 0; a < static_cast<int64_t>(x.size()); ++a) {
+    if (a != dim) order.push_back(a);
+  }
+  order.push_back(dim);
+  Picks p{Side(x), Side(shape), static_cast<int64_t>(x.size()) - 1, index.permute(order), {}};
+  for (size_t a = 0; a < x.size(); ++a) {
+    if (static_cast<int64_t>(a) != dim) p.x.part.size[a] = shape[a];
+  }
+  p.x.permute(order);
+  p.y.permute(order);
+  p.index = without_repeats(p.index, p.carried);
+  return p;
+}
+
+Picks along_vector(const Shape& x, int64_t dim, const Tensor& index) {
+  if (x.empty()) return along(x, dim, index.reshape({}));
+  Shape shape = x, line(x.size(), 1);
+  dim = wrap(dim, x);
+  shape[dim] = line[dim] = index.numel();
+  return along(x, dim, index.reshape(line).expand(shape));
+}
+
+Picks flat(const Shape& x, const Shape& y, const Tensor& index) {
+  const int64_t n = numel_of(x);
+  return {Side(x, {n}), Side(y, {numel_of(y)}), 0, from_end(index, n).reshape({-1}), {}};
+}
+
+std::optional<size_t> lone_mask(const std::vector<Tensor>& indices) {
+  std::optional<size_t> found;
+  for (size_t i = 0; i < indices.size(); ++i) {
+    if (!indices[i].defined()) continue;
+    if (found || !is_mask(indices[i])) return std::nullopt;
+    found = i;
+  }
+  return found;
+}
+
+Picks several(const Shape& x, std::vector<Tensor> indices, const at::Device& device,
+              std::optional<int64_t> count) {
+  if (!lone_mask(indices)) count.reset();
+  // The axes before, between and behind those that indices name, and the index counted flat over these.
+  Shape before, named, after;
+  Tensor index;
+  bool gap = false;
+  int64_t axis = 0;
+  for (const Tensor& t : indices) {
+    if (!t.defined()) {
+      (named.empty() ? before : after).push_back(axis++);
+      continue;
+    }
+    gap = gap || !after.empty();
+    int64_t n = 1;
+    for (int64_t a = is_mask(t) ? t.dim() : 1; a > 0; --a) {
+      n *= x[axis];
+      named.push_back(axis++);
+    }
+    const Tensor at = (is_mask(t) ? places(t, count) : from_end(t, n)).to(device, /*non_blocking=*/true);
+    index = index.defined() ? index * n + at : at;
+  }
+  while (axis < static_cast<int64_t>(x.size())) after.push_back(axis++);
+  if (!index.defined()) index = at::zeros({}, at::TensorOptions(device).dtype(at::kLong));
+  if (gap) before.clear();
+  Shape order = before, shape, back;
+  for (int64_t a = 0; gap && a < static_cast<int64_t>(x.size()); ++a) {
+    if (std::find(named.begin(), named.end(), a) == named.end()) order.push_back(a);
+  }
+  if (!gap) order.append(after.begin(), after.end());
+
+  // Indices side by side leave their axes where they were; others put them in front.
+  const auto lead = before.size(), picked = static_cast<size_t>(index.dim());
+  for (size_t i = 0; i < lead; ++i) shape.push_back(x[order[i]]);
+  shape.append(index.sizes().begin(), index.sizes().end());
+  for (size_t i = lead; i < order.size(); ++i) shape.push_back(x[order[i]]);
+  for (size_t a = 0; a < shape.size(); ++a) {
+    if (a < lead || a >= lead + picked) back.push_back(static_cast<int64_t>(a));
+  }
+  for (size_t a = lead; a < lead + picked; ++a) back.push_back(static_cast<int64_t>(a));
+
+  Picks p{Side(x), Side(shape), static_cast<int64_t>(order.size()), {}, {}};
+  order.append(named.begin(), named.end());
+  p.x.permute(order);
+  p.y.permute(back);
+  Shape size(p.carried, 1);
+  size.push_back(index.numel());
+  p.index = index.reshape(size);
+  return p;
+}
+
+Picks where(const Shape& x, const Tensor& mask, int64_t count) {
+  const auto sizes = at::infer_size(x, mask.sizes());
+  const Shape whole(sizes.begin(), sizes.end());
+  const Tensor full = mask.expand(whole);
+  const auto rank = static_cast<int64_t>(whole.size());
+  auto repeats = [&full](int64_t a) { return full.size(a) == 1 || full.stride(a) == 0; };
+  int64_t begin = 0, end = rank;
+  while (begin < rank && repeats(begin)) ++begin;
+  while (end > begin && repeats(end - 1)) --end;
+  Tensor core = full;
+  Shape groups{1, 1, 1};
+  for (int64_t a = rank; a-- > 0;) {
+    const bool outer = a < begin || a >= end;
+    groups[a < begin ? 0 : a < end ? 1 : 2] *= whole[a];
+    if (outer) core = core.narrow(a, 0, 1);
+  }
+  Shape picked = groups;
+  picked[1] = numel_of(groups) > 0 ? count / std::max<int64_t>(groups[0] * groups[2], 1) : 0;
+  Picks p{Side(whole, groups), Side({count}, picked), 2, {}, {}};
+  const Shape order{0, 2, 1};
+  p.x.permute(order);
+  p.y.permute(order);
+  p.index = places(core, picked[1]).reshape({1, 1, picked[1]});
+  return p;
+}
+
+}  // namespace hesse::rules
