@@ -14,11 +14,6 @@ namespace hesse::rules {
 
 namespace {
 
-template <class P>
-const P& plan(const Local& l) {
-  return *static_cast<const P*>(l.plan.get());
-}
-
 template <class S>
 std::vector<Tensor> unpacked(Local& l, const S& saved) {
   std::vector<Tensor> list;
@@ -48,27 +43,6 @@ struct Write {
   double alpha = 1.0;
 };
 
-// A value as the picks see it: broadcast, or of its own shape, or the leading part of a larger one.
-bool larger(const Shape& value, const Shape& seen) {
-  if (value.size() != seen.size()) return false;
-  for (size_t a = 0; a < seen.size(); ++a) {
-    if (value[a] > seen[a]) return true;
-  }
-  return false;
-}
-Tangent seen(Tangent t, const Shape& as) {
-  if (numel_of(t.shape) == numel_of(as)) return view(std::move(t), as);
-  if (!larger(t.shape, as)) return expand(std::move(t), as);
-  const Geometry part{as, row_major(t.shape), 0};
-  return take(std::move(t), part);
-}
-Tangent unseen(Tangent t, const Shape& shape) {
-  if (t.numel() == numel_of(shape)) return view(std::move(t), shape);
-  if (!larger(shape, t.shape)) return sum_to(std::move(t), shape);
-  const Geometry part{t.shape, row_major(shape), 0};
-  return put(std::move(t), part, shape);
-}
-
 // write(node, local) -> Write. Inputs: the value written into, and what is written.
 template <class N, class F>
 void writing(const char* name, F write) {
@@ -83,7 +57,7 @@ void writing(const char* name, F write) {
       accumulate(dy, w.keep.defined() ? select(std::move(t), w.keep) : std::move(t));
     }
     if (!dx[1].zero()) {
-      accumulate(dy, scale(unpick(w.at, seen(cast(dx[1], dtype_of(l)), w.at.y.whole)), w.alpha));
+      accumulate(dy, scale(unpick(w.at, cast(dx[1], dtype_of(l))), w.alpha));
     }
     return {std::move(dy)};
   };
@@ -91,7 +65,7 @@ void writing(const char* name, F write) {
     const auto& w = plan<Write>(l);
     Tangents dgx(2);
     if (l.wanted[0]) dgx[0] = w.keep.defined() ? select(dgy[0], w.keep) : dgy[0];
-    if (l.wanted[1]) dgx[1] = unseen(scale(pick(w.at, dgy[0]), w.alpha), l.in_shape[1]);
+    if (l.wanted[1]) dgx[1] = fitted_back(scale(pick(w.at, dgy[0]), w.alpha), l.in_shape[1]);
     return dgx;
   };
   add_rule(name, std::move(rule));
@@ -144,6 +118,7 @@ void putting(const char* name) {
 }  // namespace
 
 void indexing() {
+  group_reductions();
   // ---- picked -------------------------------------------------------------------------------------------
   const auto by_several = [](auto& n, Local& l) {
     return several_of(n, l, l.in_shape[0], l.out_shape[0], false);

@@ -44,10 +44,19 @@ Shape flattened(const Side& side, int64_t carried) {
   return shape;
 }
 
+// Larger than what is seen of it.
+bool larger(const Shape& value, const Shape& seen) {
+  if (value.size() != seen.size()) return false;
+  for (size_t a = 0; a < seen.size(); ++a) {
+    if (value[a] > seen[a]) return true;
+  }
+  return false;
+}
+
 // From one side to the other along the last axis.
 Tangent moved(const Picks& p, Tangent t, const Side& from, const Side& to, const AxesMap& f) {
   if (numel_of(from.part.size) == 0 || numel_of(to.part.size) == 0) return zero_like(t, to.whole);
-  t = take(view(expand(std::move(t), from.whole), from.grouped), from.part);
+  t = take(view(fitted(std::move(t), from.whole), from.grouped), from.part);
   const Shape in = flattened(from, p.carried), out = flattened(to, p.carried);
   t = map_axes(view(std::move(t), in), {p.carried}, {out.back()}, f, p.index);
   return view(put(view(std::move(t), to.part.size), to.part, to.grouped), to.whole);
@@ -81,11 +90,25 @@ Tensor places(const Tensor& mask, std::optional<int64_t> count) {
 
 }  // namespace
 
+Tangent fitted(Tangent t, const Shape& seen) {
+  if (numel_of(t.shape) == numel_of(seen)) return view(std::move(t), seen);
+  if (!larger(t.shape, seen)) return expand(std::move(t), seen);
+  const Geometry part{seen, row_major(t.shape), 0};
+  return take(std::move(t), part);
+}
+
+Tangent fitted_back(Tangent t, const Shape& shape) {
+  if (t.numel() == numel_of(shape)) return view(std::move(t), shape);
+  if (!larger(shape, t.shape)) return sum_to(std::move(t), shape);
+  const Geometry part{t.shape, row_major(shape), 0};
+  return put(std::move(t), part, shape);
+}
+
 Tangent pick(const Picks& p, Tangent t) { return weighted(p, moved(p, std::move(t), p.x, p.y, gather_last)); }
 
 Tangent unpick(const Picks& p, Tangent t) {
   const int64_t n = flattened(p.x, p.carried).back();
-  return moved(p, weighted(p, expand(std::move(t), p.y.whole)), p.y, p.x, scatter_last(n));
+  return moved(p, weighted(p, fitted(std::move(t), p.y.whole)), p.y, p.x, scatter_last(n));
 }
 
 Tensor pick(const Picks& p, const Tensor& x) { return value(pick(p, from_value(x))); }
@@ -110,7 +133,7 @@ Tensor untouched(const Picks& p, const at::TensorOptions& options) {
 
 Picks along(const Shape& x, int64_t dim, const Tensor& index) {
   const Shape shape(index.sizes().begin(), index.sizes().end());
-  if (x.empty() || shape.empty()) return flat(x, shape, index);
+  if (x.empty() || shape.size() != x.size()) return flat(x, shape, index);  // one element, or none
   Shape order;
   dim = wrap(dim, x);
   for (int64_t a = 0; a < static_cast<int64_t>(x.size()); ++a) {

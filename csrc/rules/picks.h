@@ -18,7 +18,7 @@ AxesMap scatter_last(int64_t n);
 
 // One of the two values: seen under another shape, of which a strided part lies as [carried..., others...].
 struct Side {
-  Shape whole;    // what the op sees; a value that broadcasts to it will do
+  Shape whole;    // what the op sees of the value (see `fitted`)
   Shape grouped;  // the same elements
   Geometry part;  // of `grouped`
   Shape order;    // the axis of `grouped` that each of the part's is
@@ -36,6 +36,10 @@ struct Picks {
   Tensor index;   // [carried size or 1..., picked]
   Tensor weight;  // of y, which it broadcasts to; undefined: 1
 };
+
+// A value in the shape that an op sees: broadcast, or reshaped, or the leading part of a larger one.
+Tangent fitted(Tangent t, const Shape& seen);
+Tangent fitted_back(Tangent t, const Shape& shape);
 
 Tangent pick(const Picks& p, Tangent t);
 Tangent unpick(const Picks& p, Tangent t);
@@ -61,5 +65,14 @@ Picks several(const Shape& x, std::vector<Tensor> indices, const at::Device& dev
 std::optional<size_t> lone_mask(const std::vector<Tensor>& indices);
 // The elements of x where the mask holds, both broadcast to each other; `count` of them.
 Picks where(const Shape& x, const Tensor& mask, int64_t count);
+
+// What a rule saved as its local's plan.
+template <class P>
+const P& plan(const Local& l) {
+  return *static_cast<const P*>(l.plan.get());
+}
+
+// Rules that reduce the elements of each group, told by an index.
+void group_reductions();
 
 }  // namespace hesse::rules
