@@ -12,8 +12,10 @@
 //         curve  dgv = u F'(a) + e F'(b) - (u^2 F'(gy c_0) + e F'(gy c_2)) dv
 //                with a = gy (c_0 F(u dv) + c_1 F(e dv)), b = gy (c_1 F(u dv) + c_2 F(e dv))
 //
-// A product's derivatives hold at the point, not around it where a factor is zero: when the Hessian itself is
-// to be differentiated, its node is driven.
+// That holds at a point, not around it where a factor is zero. When the Hessian itself is to be
+// differentiated, products that leave out one factor, P_j, and two, P_jk, are formed instead:
+//
+//     y's slopes are P_j, and curve  dgv_j = sum over k of gy P_jk dv_k
 #include "picks.h"
 
 #include "factors.h"
@@ -29,12 +31,16 @@ struct Part {
 };
 
 struct Groups {
-  Picks at;  // of the elements, in the groups; its weight leaves out those in no group
-  Tensor m;  // undefined: groups have no value of their own
+  Picks at;              // of the elements, in the groups; its weight leaves out those in no group
+  Tensor m;              // undefined: groups have no value of their own
+  double initial = 1.0;  // a factor of products
   Part own, element;
-  bool product = false;
-  Tensor c0, c1, c2;
+  enum { linear, product, live_product } kind = linear;
+  Tensor c0, c1, c2;  // of a product
+  Tensor line,
+      together;  // of a live one: all factors [carried..., M], and which share a group, each with others
 
+  explicit Groups(Picks picks) : at(std::move(picks)) {}
   bool owning() const { return m.defined(); }
   Tensor total(const Tensor& x, const Tensor& v) const {
     const Tensor sum = unpick(at, v);
@@ -51,19 +57,15 @@ Tensor laid_out(const Side& side, const Tensor& t, int64_t carried) {
   return part.flatten(carried, -1);
 }
 
-// The products over groups of what is not zero, onto `first`.
-Tensor products(const Picks& p, const Tensor& first, const Tensor& v) {
-  const Tensor rows = laid_out(p.y, v, p.carried);
-  const Tensor out =
-      laid_out(p.x, first, p.carried).scatter_reduce(-1, p.index.expand(rows.sizes()), rows, "prod");
-  Tensor R = first.reshape(p.x.grouped).clone(at::MemoryFormat::Contiguous);
-  R.as_strided(p.x.part.size, p.x.part.stride, p.x.part.offset).copy_(out.reshape(p.x.part.size));
-  return R.reshape(p.x.whole);
+// And back, onto a value of the side's shape.
+Tensor laid_back(const Side& side, const Tensor& rows, const Tensor& onto) {
+  Tensor t = onto.expand(side.whole).reshape(side.grouped).clone(at::MemoryFormat::Contiguous);
+  t.as_strided(side.part.size, side.part.stride, side.part.offset).copy_(rows.reshape(side.part.size));
+  return t.reshape(side.whole);
 }
 
 struct Values {
   Tensor x, v, y;  // x undefined: none
-  double initial = 1.0;
 };
 
 void reduce_linearly(Groups& g, const std::string& how, const Values& of) {
@@ -88,19 +90,53 @@ void reduce_by_product(Groups& g, const Values& of) {
     const Tensor e = (t == 0).to(t.scalar_type());
     return Part{{}, (t + e).reciprocal() - e, e};
   };
-  g.product = true;
+  g.kind = Groups::product;
   g.element = split(of.v);
-  Tensor v = of.v + g.element.e, first = at::full(g.at.x.whole, of.initial, v.options());
+  Tensor v = of.v + g.element.e, first = at::full(g.at.x.whole, g.initial, v.options());
   if (g.at.weight.defined()) v = at::where(g.at.weight == 0, at::ones({}, v.options()), v);
   if (g.owning()) {
     g.own = split(of.x);
     first = at::where(g.m == 0, at::ones({}, v.options()), of.x + g.own.e);
   }
-  const Tensor R = products(g.at, first, v), none = at::zeros({}, v.options());
+  const Tensor rows = laid_out(g.at.y, v, g.at.carried);
+  const Tensor into = laid_out(g.at.x, first, g.at.carried);
+  const Tensor R =
+      laid_back(g.at.x, into.scatter_reduce(-1, g.at.index.expand(rows.sizes()), rows, "prod"), first);
+  const Tensor none = at::zeros({}, v.options());
   const Tensor z = g.total(g.own.e, g.element.e);
   g.c0 = at::where(z == 0, R, none);
   g.c1 = at::where(z == 1, R, none);
   g.c2 = at::where(z == 2, R, none);
+}
+
+// Differentiable in x and v twice more.
+void reduce_by_live_product(Groups& g, const Values& of) {
+  constexpr int64_t most = int64_t{1} << 26;  // elements of what leaves out two
+  const int64_t carried = g.at.carried;
+  auto both = [&](const Tensor& own, const Tensor& element) {  // [carried..., M]
+    const Tensor rows = laid_out(g.at.y, element.expand(g.at.y.whole), carried);
+    if (!g.owning()) return rows;
+    return at::cat({laid_out(g.at.x, own.expand(g.at.x.whole), carried), rows}, -1);
+  };
+  g.kind = Groups::live_product;
+  g.line = both(of.x, of.v);
+  const int64_t M = g.line.size(-1), n = g.owning() ? M - g.at.index.size(-1) : 0;
+  if (g.line.numel() * M * M > most) {
+    throw Unsupported("the product of groups of so many elements is not differentiated three times");
+  }
+  const Tensor weight = g.at.weight.defined() ? g.at.weight : at::ones({}, of.v.options());
+  const Tensor in = both(g.m, weight) != 0;
+  Shape size(g.line.sizes().begin(), g.line.sizes().end());
+  size.back() = g.at.index.size(-1);
+  Tensor id = g.at.index.expand(size);
+  size.back() = n;
+  if (n > 0) id = at::cat({at::arange(n, id.options()).expand(size), id}, -1);
+  g.together = (id.unsqueeze(-1) == id.unsqueeze(-2)) & in.unsqueeze(-1) & in.unsqueeze(-2) &
+               at::eye(M, in.options()).logical_not();
+  const Tensor one = at::full({}, 1.0, g.line.options());
+  const Tensor P = at::where(g.together, g.line.unsqueeze(-2), one).prod(-1) * g.initial;
+  g.element.slope = laid_back(g.at.y, P.narrow(-1, n, M - n), P.new_zeros({}));
+  if (n > 0) g.own.slope = laid_back(g.at.x, P.narrow(-1, 0, n), g.m);
 }
 
 // ---- the maps -----------------------------------------------------------------------------------------
@@ -147,7 +183,7 @@ Tangents fit(const Groups& g, const Local& l, Tangents dgx) {
 
 Tangents push(Local& l, const Tangents& dx) {
   const auto& g = plan<Groups>(l);
-  if (!g.product) return {total(g, l, dx, &Part::slope)};
+  if (g.kind != Groups::product) return {total(g, l, dx, &Part::slope)};
   Tangent dy = scale(total(g, l, dx, &Part::u), g.c0);
   accumulate(dy, scale(total(g, l, dx, &Part::e), g.c1));
   return {std::move(dy)};
@@ -156,7 +192,7 @@ Tangents push(Local& l, const Tangents& dx) {
 Tangents pull(Local& l, const Tangents& dgy) {
   const auto& g = plan<Groups>(l);
   Tangents dgx(l.inputs());
-  if (g.product) {
+  if (g.kind == Groups::product) {
     spread(g, l, scale(dgy[0], g.c0), &Part::u, dgx);
     spread(g, l, scale(dgy[0], g.c1), &Part::e, dgx);
   } else {
@@ -165,10 +201,45 @@ Tangents pull(Local& l, const Tangents& dgy) {
   return fit(g, l, std::move(dgx));
 }
 
+// memo: gy P_jk by pairs of sides.
+Tangents live_curve(const Groups& g, Local& l, const Tensor& gy, const Tangents& dx) {
+  const Picks& p = g.at;
+  const int64_t M = g.line.size(-1), n = g.owning() ? M - p.index.size(-1) : 0;
+  const size_t inputs = elements(g) + 1;
+  auto side = [&](size_t i) -> const Side& { return i == elements(g) ? p.y : p.x; };
+  auto part = [&](size_t i, const Tensor& t, int64_t dim) {
+    return i == elements(g) ? t.narrow(dim, n, M - n) : t.narrow(dim, 0, n);
+  };
+  if (l.memo.empty()) {
+    Tensor by = laid_out(p.y, pick(Picks{p.x, p.y, p.carried, p.index, {}}, gy), p.carried);
+    if (n > 0) by = at::cat({laid_out(p.x, gy, p.carried), by}, -1);
+    const Tensor others = g.together.unsqueeze(-2) & at::eye(M, g.together.options()).logical_not();
+    const Tensor one = at::full({}, 1.0, g.line.options());
+    const Tensor P = at::where(others, g.line.unsqueeze(-2).unsqueeze(-2), one).prod(-1) * g.together;
+    const Tensor matrix = P * by.unsqueeze(-1) * g.initial;
+    for (size_t i = 0; i < inputs; ++i) {
+      for (size_t j = 0; j < inputs; ++j) l.memo.push_back(part(j, part(i, matrix, -2), -1));
+    }
+  }
+  auto multiply = [](const Tensor& rows, const Tensor& matrix) {
+    return at::einsum("rdj,dij->rdi", {rows, matrix});
+  };
+  Tangents dgx(l.inputs());
+  for (size_t i = 0; i < inputs; ++i) {
+    for (size_t j = 0; j < inputs; ++j) {
+      if (!l.wanted[i] || dx[j].zero()) continue;
+      Tangent t = cast(dx[j], dtype_of(l));
+      add(dgx[i], moved(p, std::move(t), side(j), side(i), multiply, l.memo[i * inputs + j]));
+    }
+  }
+  return fit(g, l, std::move(dgx));
+}
+
 Tangents curve(Local& l, const std::vector<Tensor>& gy, const Tangents& dx) {
   const auto& g = plan<Groups>(l);
   Tangents dgx(l.inputs());
-  if (!g.product) return dgx;
+  if (g.kind == Groups::linear) return dgx;
+  if (g.kind == Groups::live_product) return live_curve(g, l, gy[0], dx);
   const size_t i = elements(g);
   if (l.memo.empty()) {
     const Tensor g0 = gy[0] * g.c0, g1 = gy[0] * g.c1, g2 = gy[0] * g.c2;
@@ -195,12 +266,12 @@ Tangents curve(Local& l, const std::vector<Tensor>& gy, const Tangents& dx) {
 template <class N, class F>
 void reducing(const char* name, F groups) {
   Rule rule;
-  rule.covers = [](Local& l) { return !c10::GradMode::is_enabled() || node<N>(l).reduce != "prod"; };
   rule.save = [groups](Local& l) {
-    const at::NoGradGuard constant;  // slopes of linear maps; products are not differentiated
     auto& n = node<N>(l);
     auto [g, of] = groups(n, l);
-    if (n.reduce == "prod") {
+    if (n.reduce == "prod" && c10::GradMode::is_enabled()) {
+      reduce_by_live_product(g, of);
+    } else if (n.reduce == "prod") {
       reduce_by_product(g, of);
     } else {
       reduce_linearly(g, n.reduce, of);
@@ -217,7 +288,7 @@ void reducing(const char* name, F groups) {
 template <class N>
 std::pair<Groups, Values> scattered(N& n, Local& l, Picks at, const Tensor& v) {
   const at::TensorOptions options = l.out_options[0].requires_grad(std::nullopt);
-  Groups g{std::move(at), {}, {}, {}, false, {}, {}, {}};
+  Groups g(std::move(at));
   g.m = n.include_self ? at::ones({}, options) : untouched(g.at, options);
   Tensor part = v;
   for (int64_t a = 0; a < v.dim() && v.dim() == static_cast<int64_t>(g.at.y.whole.size()); ++a) {
@@ -254,10 +325,10 @@ void group_reductions() {
     const Shape& data = l.in_shape[0];
     const int64_t axis = wrap(n.axis, data);
     const auto [id, in] = segments(l.unpack(n.lengths_), l.unpack(n.offsets_), data, axis);
-    Groups g{along(l.out_shape[0], axis, id.expand(data)), {}, {}, {}, false, {}, {}, {}};
+    Groups g(along(l.out_shape[0], axis, id.expand(data)));
     g.at.weight = indicator(l, in);
     Values of{{}, l.unpack(n.data_), l.unpack(n.result_)};
-    if (n.initial) of.initial = n.initial->toDouble();
+    if (n.initial) g.initial = n.initial->toDouble();
     return std::pair(std::move(g), std::move(of));
   });
 }

@@ -53,15 +53,6 @@ bool larger(const Shape& value, const Shape& seen) {
   return false;
 }
 
-// From one side to the other along the last axis.
-Tangent moved(const Picks& p, Tangent t, const Side& from, const Side& to, const AxesMap& f) {
-  if (numel_of(from.part.size) == 0 || numel_of(to.part.size) == 0) return zero_like(t, to.whole);
-  t = take(view(fitted(std::move(t), from.whole), from.grouped), from.part);
-  const Shape in = flattened(from, p.carried), out = flattened(to, p.carried);
-  t = map_axes(view(std::move(t), in), {p.carried}, {out.back()}, f, p.index);
-  return view(put(view(std::move(t), to.part.size), to.part, to.grouped), to.whole);
-}
-
 Tangent weighted(const Picks& p, Tangent t) {
   return p.weight.defined() ? select(std::move(t), p.weight) : t;
 }
@@ -104,11 +95,22 @@ Tangent fitted_back(Tangent t, const Shape& shape) {
   return put(std::move(t), part, shape);
 }
 
-Tangent pick(const Picks& p, Tangent t) { return weighted(p, moved(p, std::move(t), p.x, p.y, gather_last)); }
+Tangent moved(const Picks& p, Tangent t, const Side& from, const Side& to, const AxesMap& f,
+              const Tensor& known) {
+  if (numel_of(from.part.size) == 0 || numel_of(to.part.size) == 0) return zero_like(t, to.whole);
+  t = take(view(fitted(std::move(t), from.whole), from.grouped), from.part);
+  const Shape in = flattened(from, p.carried), out = flattened(to, p.carried);
+  t = map_axes(view(std::move(t), in), {p.carried}, {out.back()}, f, known);
+  return view(put(view(std::move(t), to.part.size), to.part, to.grouped), to.whole);
+}
+
+Tangent pick(const Picks& p, Tangent t) {
+  return weighted(p, moved(p, std::move(t), p.x, p.y, gather_last, p.index));
+}
 
 Tangent unpick(const Picks& p, Tangent t) {
   const int64_t n = flattened(p.x, p.carried).back();
-  return moved(p, weighted(p, fitted(std::move(t), p.y.whole)), p.y, p.x, scatter_last(n));
+  return moved(p, weighted(p, fitted(std::move(t), p.y.whole)), p.y, p.x, scatter_last(n), p.index);
 }
 
 Tensor pick(const Picks& p, const Tensor& x) { return value(pick(p, from_value(x))); }

@@ -41,6 +41,10 @@ struct Picks {
 Tangent fitted(Tangent t, const Shape& seen);
 Tangent fitted_back(Tangent t, const Shape& shape);
 
+// From one side to the other, both as [carried..., others as one], by a map along the last axis (see
+// map_axes).
+Tangent moved(const Picks& p, Tangent t, const Side& from, const Side& to, const AxesMap& f,
+              const Tensor& known);
 Tangent pick(const Picks& p, Tangent t);
 Tangent unpick(const Picks& p, Tangent t);
 

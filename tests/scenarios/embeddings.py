@@ -7,7 +7,7 @@ from . import Scenario
 from .indexing import index, some
 
 REDUCTIONS = ("sum", "mean", "amax", "amin", "prod")
-NO_THIRD = {"create_graph": "products are driven then, and torch divides by the zeros"}
+ALL_TIE = {"expanded": "of tied rows the op takes the first, and the reference shares"}
 
 
 def embedding(name, shape=(4, 3), **options):
@@ -56,7 +56,12 @@ def bag(name, entries, offsets, mode="sum", weighted=False, padding=None, last=F
 
     shapes = ((5, 2), (entries.numel(),)) if weighted else ((5, 2),)
     return Scenario(
-        f"embedding_bag, {name}", ("EmbeddingBagBackward0",), fn, shapes, reference=reference
+        f"embedding_bag, {name}",
+        ("EmbeddingBagBackward0",),
+        fn,
+        shapes,
+        reference=reference,
+        skips=ALL_TIE if mode == "max" else {},
     )
 
 
@@ -78,8 +83,8 @@ TABLES = [
 ]
 
 
-def scattered(how, include, at=None, name=""):
-    """``at``: values of the factors, or of all that ties, at which the point lies."""
+def scattered(how, include, at=None, name="", reference=None):
+    """``at``: the op where its inputs are special."""
     places = some(3, 5)
 
     def fn(x, v):
@@ -90,7 +95,7 @@ def scattered(how, include, at=None, name=""):
         ("ScatterReduceBackward0",),
         at(fn) if at else fn,
         ((3, 4), (3, 5)),
-        skips=NO_THIRD if at else {},
+        reference=reference,
     )
 
 
@@ -114,10 +119,16 @@ def one_zero(fn):
     return lambda x, v: fn(x, torch.cat([v[:, :1] - v[:, :1].detach(), v[:, 1:]], 1))
 
 
+def product_of_groups(x, v):
+    """The same as a product of all, to each its group's."""
+    member = some(3, 5)[:, None] == torch.arange(4)[:, None]
+    return x * torch.where(member, v[:, None], 1.0).prod(-1)
+
+
 GROUPS = [
     *(scattered(how, include) for how in REDUCTIONS for include in (True, False)),
     *(scattered(how, True, rounded, " of ties") for how in ("amax", "amin")),
-    scattered("prod", True, one_zero, " with a zero"),
+    scattered("prod", True, one_zero, " with a zero", one_zero(product_of_groups)),
     *(indexed(how, include) for how in REDUCTIONS[1:] for include in (True, False)),
 ]
 
@@ -142,23 +153,19 @@ def segmented(how, name="", shape=(6, 2), axis=0, initial=None, zeros=False, **w
     def fn(x):
         return torch.segment_reduce(at(x), how, axis=axis, initial=initial, **by)
 
-    def line(x, stops):
+    def line(x, ends, lengths):
         parts = []
-        for end, length in zip(stops.tolist(), line_lengths(stops), strict=True):
+        for end, length in zip(ends.tolist(), lengths.tolist(), strict=True):
             t = x[end - length : end]
             if initial is not None and how in ("max", "min", "prod"):
                 t = torch.cat([t, torch.full_like(x[:1], initial)])
             parts.append(reduced(t) if len(t) else 0.0 * x[0] + (0.0 if how == "sum" else 1.0))
         return torch.stack(parts)
 
-    def line_lengths(stops):
-        first = stops[:1] - (lengths if lengths.dim() == 1 else lengths[0])[:1]
-        return torch.cat([first, stops]).diff().tolist()
-
     def reference(x):
         if ends.dim() == 1:
-            return line(at(x), ends)
-        return torch.stack([line(row, e) for row, e in zip(at(x), ends, strict=True)])
+            return line(at(x), ends, lengths)
+        return torch.stack([line(*row) for row in zip(at(x), ends, lengths, strict=True)])
 
     return Scenario(
         f"segment_reduce, {how}{name}",
@@ -166,7 +173,6 @@ def segmented(how, name="", shape=(6, 2), axis=0, initial=None, zeros=False, **w
         fn,
         (shape,),
         reference=reference,
-        skips={"create_graph": "products of segments are driven then"} if how == "prod" else {},
     )
 
 

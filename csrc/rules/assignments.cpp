@@ -1,0 +1,93 @@
+// Values placed at a strided view of a larger one, by ops that are not in place:
+//
+//     placed        y = 0 outside of the view,   y[view] = v
+//     overwritten   y = x outside of the view,   y[view] = v
+#include "assignments.h"
+
+#include "factors.h"
+#include "geometries.h"
+
+namespace hesse::rules {
+
+namespace {
+
+// geometry(node, y's shape) -> the view.
+template <class N, class G>
+void placed(const char* name, G geometry) {
+  Rule rule;
+  rule.push = [geometry](Local& l, const Tangents& dx) -> Tangents {
+    return {put(dx[0], geometry(node<N>(l), l.out_shape[0]), l.out_shape[0])};
+  };
+  rule.pull = [geometry](Local& l, const Tangents& dgy) -> Tangents {
+    return {take(dgy[0], geometry(node<N>(l), l.out_shape[0]))};
+  };
+  add_rule(name, std::move(rule));
+}
+
+// 1 outside of the view, 0 in it; axes that the view has whole stay of size 1.
+Tensor outside(const Geometry& g, const Shape& shape, const at::TensorOptions& options) {
+  Tensor mask = at::ones(shape, options);
+  mask.as_strided(g.size, g.stride, g.offset).zero_();
+  const Shape strides = row_major(shape);
+  for (size_t a = 0; a < shape.size(); ++a) {
+    for (size_t j = 0; j < g.size.size(); ++j) {
+      if (shape[a] > 1 && g.size[j] == shape[a] && g.stride[j] == strides[a]) mask = mask.narrow(a, 0, 1);
+    }
+  }
+  return mask;
+}
+
+template <class N, class G>
+Rule overwritten(G geometry) {
+  Rule rule;
+  auto mask = [geometry](Local& l) {
+    if (l.memo.empty()) {
+      const Geometry g = geometry(node<N>(l), l.out_shape[0]);
+      l.memo = {outside(g, l.out_shape[0], l.out_options[0].requires_grad(std::nullopt))};
+    }
+    return l.memo[0];
+  };
+  rule.push = [geometry, mask](Local& l, const Tangents& dx) -> Tangents {
+    const Geometry g = geometry(node<N>(l), l.out_shape[0]);
+    Tangent dy = zero_like(dx[0].zero() ? dx[1] : dx[0], l.out_shape[0]);
+    dy.options = l.out_options[0].requires_grad(std::nullopt);
+    if (!dx[0].zero()) accumulate(dy, select(cast(dx[0], dtype_of(l)), mask(l)));
+    if (!dx[1].zero()) accumulate(dy, put(expand(cast(dx[1], dtype_of(l)), g.size), g, l.out_shape[0]));
+    return {std::move(dy)};
+  };
+  rule.pull = [geometry, mask](Local& l, const Tangents& dgy) {
+    Tangents dgx(2);
+    if (l.wanted[0]) dgx[0] = select(dgy[0], mask(l));
+    if (l.wanted[1]) dgx[1] = take(dgy[0], geometry(node<N>(l), l.out_shape[0]));
+    return dgx;
+  };
+  return rule;
+}
+
+}  // namespace
+
+void assignments() {
+  const auto by_select = [](auto& n, const Shape& shape) { return selected(n, shape); };
+  const auto by_slice = [](auto& n, const Shape& shape) { return sliced(n, shape); };
+  const auto by_diagonal = [](auto& n, const Shape& shape) { return diagonal(n, shape); };
+  placed<gen::DiagEmbedBackward0>("DiagEmbedBackward0", by_diagonal);
+  // The gradients of views, as ops of their own.
+  placed<gen::SelectBackwardBackward0>("SelectBackwardBackward0", by_select);
+  placed<gen::SliceBackwardBackward0>("SliceBackwardBackward0", by_slice);
+  placed<gen::DiagonalBackwardBackward0>("DiagonalBackwardBackward0", by_diagonal);
+  placed<gen::UnfoldBackwardBackward0>("UnfoldBackwardBackward0", [](auto& n, const Shape& shape) {
+    return unfolded(shape, n.dim, n.size, n.step);
+  });
+
+  add_rule("SelectScatterBackward0", overwritten<gen::SelectScatterBackward0>(by_select));
+  add_rule("SliceScatterBackward0", overwritten<gen::SliceScatterBackward0>(by_slice));
+  add_rule("DiagonalScatterBackward0", overwritten<gen::DiagonalScatterBackward0>(by_diagonal));
+  Rule strided =
+      overwritten<gen::AsStridedScatterBackward0>([](auto& n, const Shape&) { return *strided_memory(n); });
+  strided.covers = [](Local& l) {
+    return strided_memory(node<gen::AsStridedScatterBackward0>(l)).has_value();
+  };
+  add_rule("AsStridedScatterBackward0", strided);
+}
+
+}  // namespace hesse::rules
