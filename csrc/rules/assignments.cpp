@@ -2,6 +2,9 @@
 //
 //     placed        y = 0 outside of the view,   y[view] = v
 //     overwritten   y = x outside of the view,   y[view] = v
+//
+// as_strided_scatter is not among them: PyTorch's gradient of it is that of the view where it should be that
+// of the rest, so its node is driven.
 #include "assignments.h"
 
 #include "factors.h"
@@ -38,7 +41,7 @@ Tensor outside(const Geometry& g, const Shape& shape, const at::TensorOptions& o
 }
 
 template <class N, class G>
-Rule overwritten(G geometry) {
+void overwritten(const char* name, G geometry) {
   Rule rule;
   auto mask = [geometry](Local& l) {
     if (l.memo.empty()) {
@@ -61,7 +64,7 @@ Rule overwritten(G geometry) {
     if (l.wanted[1]) dgx[1] = take(dgy[0], geometry(node<N>(l), l.out_shape[0]));
     return dgx;
   };
-  return rule;
+  add_rule(name, std::move(rule));
 }
 
 }  // namespace
@@ -79,15 +82,9 @@ void assignments() {
     return unfolded(shape, n.dim, n.size, n.step);
   });
 
-  add_rule("SelectScatterBackward0", overwritten<gen::SelectScatterBackward0>(by_select));
-  add_rule("SliceScatterBackward0", overwritten<gen::SliceScatterBackward0>(by_slice));
-  add_rule("DiagonalScatterBackward0", overwritten<gen::DiagonalScatterBackward0>(by_diagonal));
-  Rule strided =
-      overwritten<gen::AsStridedScatterBackward0>([](auto& n, const Shape&) { return *strided_memory(n); });
-  strided.covers = [](Local& l) {
-    return strided_memory(node<gen::AsStridedScatterBackward0>(l)).has_value();
-  };
-  add_rule("AsStridedScatterBackward0", strided);
+  overwritten<gen::SelectScatterBackward0>("SelectScatterBackward0", by_select);
+  overwritten<gen::SliceScatterBackward0>("SliceScatterBackward0", by_slice);
+  overwritten<gen::DiagonalScatterBackward0>("DiagonalScatterBackward0", by_diagonal);
 }
 
 }  // namespace hesse::rules
