@@ -249,10 +249,18 @@ IN_PLACE = [
     in_place(
         "a product added to a view", lambda y, z: y[:, :2].addmm_(z, z[:, :2]), (3, 4), (3, 3)
     ),
-    in_place(
-        "an op without a rule in place",
-        lambda y: y[1:].index_fill_(1, torch.tensor([2]), 5.0),
+    view(
+        "a view of what is not contiguous changed",
+        "torch::autograd::CopySlices",
+        lambda x: (y := (x * 2.0).t().clone(), y[1:].exp_())[0],
         driven=True,
+    ),
+    in_place("a view filled at indices", lambda y: y[1:].index_fill_(1, torch.tensor([2]), 5.0)),
+    in_place(
+        "a view assigned at indices",
+        lambda y, z: y[:, 1:].index_put_((torch.tensor([2, 0]),), z),
+        (3, 4),
+        (2, 3),
     ),
     in_place("a view of a transpose changed", lambda y: y.t()[1:].exp_()),
     view(
