@@ -175,53 +175,98 @@ std::optional<size_t> lone_mask(const std::vector<Tensor>& indices) {
   return found;
 }
 
-Picks several(const Shape& x, std::vector<Tensor> indices, const at::Device& device,
+namespace {
+
+// One index of several: the axes that it names, how many elements they have, and where among them.
+struct Named {
+  Shape axes;
+  int64_t n = 1;
+  Tensor at;
+  int64_t shared = -1;  // the axis of all indices' shape along which it counts 0, 1, 2, ... to the end
+};
+
+// In x[arange(n), index] the first axis of x is one of the result, tied as any that no index names. Only what
+// the host has can be seen to be so.
+int64_t counting_axis(const Named& named, const Shape& shape) {
+  if (named.axes.size() != 1 || named.n < 2 || named.at.numel() != named.n || !named.at.is_cpu()) return -1;
+  const auto lead = static_cast<int64_t>(shape.size()) - named.at.dim();
+  for (int64_t a = 0; a < named.at.dim(); ++a) {
+    if (named.at.size(a) != named.n || shape[lead + a] != named.n) continue;
+    const Tensor line = named.at.reshape({-1});
+    return at::equal(line, at::arange(named.n, line.options())) ? lead + a : -1;
+  }
+  return -1;
+}
+
+}  // namespace
+
+Picks several(const Shape& x, const std::vector<Tensor>& indices, const at::Device& device,
               std::optional<int64_t> count) {
   if (!lone_mask(indices)) count.reset();
-  // The axes before, between and behind those that indices name, and the index counted flat over these.
-  Shape before, named, after;
-  Tensor index;
+  const auto rank = static_cast<int64_t>(x.size());
+  std::vector<Named> named;
+  Shape free;        // axes that no index names
+  size_t ahead = 0;  // how many of them stay in front of what is picked
   bool gap = false;
   int64_t axis = 0;
   for (const Tensor& t : indices) {
     if (!t.defined()) {
-      (named.empty() ? before : after).push_back(axis++);
+      free.push_back(axis++);
       continue;
     }
-    gap = gap || !after.empty();
-    int64_t n = 1;
+    if (named.empty()) ahead = free.size();
+    gap = gap || free.size() > ahead;
+    Named next;
     for (int64_t a = is_mask(t) ? t.dim() : 1; a > 0; --a) {
-      n *= x[axis];
-      named.push_back(axis++);
+      next.n *= x[axis];
+      next.axes.push_back(axis++);
     }
-    const Tensor at = (is_mask(t) ? places(t, count) : from_end(t, n)).to(device, /*non_blocking=*/true);
-    index = index.defined() ? index * n + at : at;
+    next.at = is_mask(t) ? places(t, count) : from_end(t, next.n);
+    named.push_back(std::move(next));
   }
-  while (axis < static_cast<int64_t>(x.size())) after.push_back(axis++);
-  if (!index.defined()) index = at::zeros({}, at::TensorOptions(device).dtype(at::kLong));
-  if (gap) before.clear();
-  Shape order = before, shape, back;
-  for (int64_t a = 0; gap && a < static_cast<int64_t>(x.size()); ++a) {
-    if (std::find(named.begin(), named.end(), a) == named.end()) order.push_back(a);
-  }
-  if (!gap) order.append(after.begin(), after.end());
+  if (named.empty() || gap) ahead = 0;  // indices that lie apart put what they pick in front
+  while (axis < rank) free.push_back(axis++);
 
-  // Indices side by side leave their axes where they were; others put them in front.
-  const auto lead = before.size(), picked = static_cast<size_t>(index.dim());
-  for (size_t i = 0; i < lead; ++i) shape.push_back(x[order[i]]);
-  shape.append(index.sizes().begin(), index.sizes().end());
-  for (size_t i = lead; i < order.size(); ++i) shape.push_back(x[order[i]]);
-  for (size_t a = 0; a < shape.size(); ++a) {
-    if (a < lead || a >= lead + picked) back.push_back(static_cast<int64_t>(a));
+  std::vector<int64_t> sizes;
+  for (const Named& i : named) sizes = at::infer_size(sizes, i.at.sizes());
+  const Shape picked(sizes.begin(), sizes.end());
+  Tensor line = at::zeros({}, at::TensorOptions(device).dtype(at::kLong));
+  Shape x_order = free, y_order, shared, others, mapped;
+  for (Named& i : named) {
+    const int64_t along = counting_axis(i, picked);
+    if (along >= 0 && std::find(shared.begin(), shared.end(), along) == shared.end()) {
+      shared.push_back(along);
+      x_order.push_back(i.axes[0]);
+    } else {
+      mapped.append(i.axes.begin(), i.axes.end());
+      line = line * i.n + i.at.to(device, /*non_blocking=*/true);
+    }
   }
-  for (size_t a = lead; a < lead + picked; ++a) back.push_back(static_cast<int64_t>(a));
+  x_order.append(mapped.begin(), mapped.end());
 
-  Picks p{Side(x), Side(shape), static_cast<int64_t>(order.size()), {}, {}};
-  order.append(named.begin(), named.end());
-  p.x.permute(order);
-  p.y.permute(back);
-  Shape size(p.carried, 1);
-  size.push_back(index.numel());
+  Shape y;
+  const auto lead = static_cast<int64_t>(ahead), end = lead + static_cast<int64_t>(picked.size());
+  for (size_t i = 0; i < ahead; ++i) y.push_back(x[free[i]]);
+  y.append(picked.begin(), picked.end());
+  for (size_t i = ahead; i < free.size(); ++i) y.push_back(x[free[i]]);
+  for (int64_t a = 0; a < static_cast<int64_t>(y.size()); ++a) {
+    if (a < lead || a >= end) y_order.push_back(a);
+  }
+  Shape size(free.size(), 1), order = shared;
+  for (int64_t a : shared) {
+    y_order.push_back(lead + a);
+    size.push_back(picked[a]);
+  }
+  for (int64_t a = 0; a < static_cast<int64_t>(picked.size()); ++a) {
+    if (std::find(shared.begin(), shared.end(), a) != shared.end()) continue;
+    order.push_back(a);
+    y_order.push_back(lead + a);
+  }
+  const Tensor index = line.expand(picked).permute(order);
+  Picks p{Side(x), Side(y), static_cast<int64_t>(size.size()), {}, {}};
+  p.x.permute(x_order);
+  p.y.permute(y_order);
+  size.push_back(numel_of(index.sizes().slice(shared.size())));
   p.index = index.reshape(size);
   return p;
 }

@@ -63,7 +63,7 @@ Picks along_vector(const Shape& x, int64_t dim, const Tensor& index);
 Picks flat(const Shape& x, const Shape& y, const Tensor& index);
 // y = x[i, j, :, k], say, where undefined indices are whole axes, and conditions stand for where they hold:
 // `count` places, where that is known of a lone one. Without it the host must wait for the device.
-Picks several(const Shape& x, std::vector<Tensor> indices, const at::Device& device,
+Picks several(const Shape& x, const std::vector<Tensor>& indices, const at::Device& device,
               std::optional<int64_t> count);
 // Which of the indices is the only one, and a condition.
 std::optional<size_t> lone_mask(const std::vector<Tensor>& indices);

@@ -38,6 +38,17 @@ PICKED = [
     indexed("apart behind an axis", lambda x: x[:, index(1), :, some(2, 2)], (2, 2, 3, 4)),
     indexed("rows and columns", lambda x: x[index(0, 2)[:, None], index(1, 3, 1)]),
     indexed("one of each row", lambda x: x[torch.arange(3), index(1, 0, 3)]),
+    indexed(
+        "one of each row, in a batch", lambda x: x[:, torch.arange(3), index(1, 0, 3)], (2, 3, 4)
+    ),
+    indexed(
+        "counted rows and columns",
+        lambda x: x[torch.arange(3)[:, None], torch.arange(4)],
+        (3, 4, 2),
+    ),
+    indexed("a diagonal", lambda x: x[torch.arange(3), torch.arange(3)], (3, 3, 2)),
+    indexed("a table of each row", lambda x: x[torch.arange(3)[:, None], some(3, 2)]),
+    indexed("rows counted apart", lambda x: x[torch.arange(2), :, index(3, 1)], (2, 3, 4)),
     indexed("a condition", lambda x: x[mask(3, 4)]),
     indexed("a condition on an axis", lambda x: x[:, mask(4)], (2, 4, 2)),
     indexed("a condition on two axes", lambda x: x[:, mask(3, 2)], (2, 3, 2)),
@@ -227,6 +238,13 @@ WRITTEN = [
         (2, 4),
     ),
     op("put", "PutBackward0", lambda x, v: x.put(index([1, -1], [5, 0]), v), (3, 4), (4,)),
+    op(
+        "index_put to one of each row",
+        "IndexPutBackward0",
+        lambda x, v: x.index_put((torch.arange(3), index(1, 1, 3)), v),
+        (3, 4),
+        (3,),
+    ),
     op(
         "put, added",
         "PutBackward0",
