@@ -215,6 +215,63 @@ def test_the_seeds_of_later_layers_stay_out_of_earlier_ones():
     assert flops(16) <= 2.3 * flops(8)
 
 
+# ---- indices -------------------------------------------------------------------------------------
+
+PLACES = torch.tensor([4, 0, 0, 2, 5])
+
+
+def labels(x):
+    return torch.arange(len(x)) % x.shape[1]
+
+
+def of_each_row(x):
+    return -x.log_softmax(1)[torch.arange(len(x)), labels(x)].sum()
+
+
+def gathered(x):
+    return x.gather(1, labels(x)[:, None]).sin().sum()
+
+
+def picked_columns(x):
+    return (x[:, PLACES] * x.index_select(1, PLACES).sin()).sum()
+
+
+def written_columns(x):
+    return x.sin().index_add(1, PLACES, x[:, :5]).pow(3).sum()
+
+
+def put_in_each_row(x):
+    return x.index_put((torch.arange(len(x)), labels(x)), x[:, 0].exp()).sin().sum()
+
+
+def reduced_columns(x):
+    return x.index_reduce(1, PLACES, x[:, :5].sin(), "prod").sin().sum()
+
+
+def reflected(x):
+    return F.pad(x, (2, 1), mode="reflect").pow(3).diff().sin().sum()
+
+
+@pytest.mark.parametrize(
+    "f",
+    [
+        of_each_row,
+        gathered,
+        picked_columns,
+        written_columns,
+        put_in_each_row,
+        reduced_columns,
+        reflected,
+    ],
+    ids=lambda f: f.__name__,
+)
+def test_an_index_along_one_axis_leaves_the_other_as_it_was(f):
+    small, large = (explained(f, randn(n, 6)) for n in (10, 40))
+    assert not large.autograd_ops
+    assert large.core_elements <= 4 * small.core_elements
+    assert large.widest_bytes <= 4 * small.widest_bytes
+
+
 # ---- pairs ---------------------------------------------------------------------------------------
 
 
