@@ -2,6 +2,7 @@
 #include "verbs.h"
 
 #include "ledger.h"
+#include "verbs/oblique.h"
 #include "verbs/terms.h"
 
 #include <ATen/ATen.h>
@@ -114,6 +115,7 @@ Tangent take(Tangent t, const Geometry& g) {
   if (numel_of(g.size) == 0) return zero_like(t, g.size);
   Shape axis, step, start;
   if (!resolve(g, t.shape, axis, step, start)) {
+    if (auto straight = straightened(t, g)) return take(std::move(straight->t), straight->g);
     return map_rows(t, g.size,
                     [&](const Tensor& rows) { return strided_rows(rows.contiguous(), g).contiguous(); });
   }
