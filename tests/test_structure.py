@@ -272,6 +272,31 @@ def test_an_index_along_one_axis_leaves_the_other_as_it_was(f):
     assert large.widest_bytes <= 4 * small.widest_bytes
 
 
+# ---- diagonals and windows -----------------------------------------------------------------------
+
+
+def of_the_diagonal(x):
+    m = x.view(-1, 5, 5)
+    return m.diagonal(1, 1, 2).exp().sum() + m.diagonal(0, 1, 2).prod(1).sum()
+
+
+def of_windows(x):
+    return x.view(-1, 5).unfold(1, 2, 2).prod(2).sin().sum()
+
+
+def onto_the_diagonal(x):
+    return (x.view(-1, 5).sin().diag_embed() * x.view(-1, 5, 1)).sum()
+
+
+@pytest.mark.parametrize(
+    "f", [of_the_diagonal, of_windows, onto_the_diagonal], ids=lambda f: f.__name__
+)
+def test_a_diagonal_or_a_window_is_only_another_stride(f):
+    small, large = (explained(f, randn(n * 25)) for n in (4, 16))
+    assert all_native(large)
+    assert large.core_elements <= 4 * small.core_elements
+
+
 # ---- pairs ---------------------------------------------------------------------------------------
 
 

@@ -27,6 +27,46 @@ void placed(const char* name, G geometry) {
   add_rule(name, std::move(rule));
 }
 
+// Along a diagonal of the value lies no axis. So that what is tied stays so, x goes along one of the two
+// axes, for all of the other, and a mask leaves the diagonal.
+void diag_embed() {
+  using N = gen::DiagEmbedBackward0;
+  Rule rule;
+  rule.push = [](Local& l, const Tangents& dx) -> Tangents {
+    auto& n = node<N>(l);
+    const Shape &y = l.out_shape[0], &x = l.in_shape[0];
+    const int64_t a = wrap(n.dim1, y), b = wrap(n.dim2, y), other = std::max(a, b);
+    if (l.memo.empty()) {
+      Shape line(y.size(), 1);
+      line[a] = y[a];
+      line[b] = y[b];
+      const auto options = l.out_options[0].requires_grad(std::nullopt);
+      const Tensor ones = at::ones({y[a], y[b]}, options);
+      const Tensor mask = ones.tril(n.offset).triu(n.offset);
+      l.memo = {(a < b ? mask : mask.t()).reshape(line)};
+    }
+    // x's last axis, at its place along the first of the two, behind which the other has size 1.
+    const int64_t first = std::min(a, b), before = std::max<int64_t>(first == a ? -n.offset : n.offset, 0);
+    Shape column = y;
+    column[other] = 1;
+    const Geometry all = sliced(column, first, before, x.back());
+    Geometry g{{}, {}, all.offset};
+    auto append = [&](int64_t d) {
+      g.size.push_back(all.size[d]);
+      g.stride.push_back(all.stride[d]);
+    };
+    for (int64_t d = 0; d < static_cast<int64_t>(y.size()); ++d) {
+      if (d != first && d != other) append(d);
+    }
+    append(first);
+    return {select(expand(put(dx[0], g, column), y), l.memo[0])};
+  };
+  rule.pull = [](Local& l, const Tangents& dgy) -> Tangents {
+    return {take(dgy[0], diagonal(node<N>(l), l.out_shape[0]))};
+  };
+  add_rule("DiagEmbedBackward0", std::move(rule));
+}
+
 // 1 outside of the view, 0 in it; axes that the view has whole stay of size 1.
 Tensor outside(const Geometry& g, const Shape& shape, const at::TensorOptions& options) {
   Tensor mask = at::ones(shape, options);
@@ -73,7 +113,7 @@ void assignments() {
   const auto by_select = [](auto& n, const Shape& shape) { return selected(n, shape); };
   const auto by_slice = [](auto& n, const Shape& shape) { return sliced(n, shape); };
   const auto by_diagonal = [](auto& n, const Shape& shape) { return diagonal(n, shape); };
-  placed<gen::DiagEmbedBackward0>("DiagEmbedBackward0", by_diagonal);
+  diag_embed();
   // The gradients of views, as ops of their own.
   placed<gen::SelectBackwardBackward0>("SelectBackwardBackward0", by_select);
   placed<gen::SliceBackwardBackward0>("SliceBackwardBackward0", by_slice);

@@ -9,6 +9,7 @@
 //     bag, max            y = w at the rows where the maxima were
 //
 // Rows of the padding index count for nothing.
+#include "embeddings.h"
 #include "picks.h"
 
 #include "factors.h"
@@ -133,6 +134,7 @@ void embedding_bag() {
 void embeddings() {
   embedding();
   embedding_bag();
+  renorm();
 }
 
 }  // namespace hesse::rules

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from . import Scenario
 from .indexing import index, some
 
+INF = float("inf")
 REDUCTIONS = ("sum", "mean", "amax", "amin", "prod")
 ALL_TIE = {"expanded": "of tied rows the op takes the first, and the reference shares"}
 
@@ -188,4 +189,15 @@ SEGMENTS = [
     segmented("sum", ", empty ones too", lengths=[0, 3, 0, 3]),
 ]
 
-SCENARIOS = (*TABLES, *GROUPS, *SEGMENTS)
+NORMS = [
+    Scenario(
+        f"renorm, {p}",
+        ("RenormBackward0",),
+        lambda x, p=p, m=m: x.renorm(p, 1, m),
+        ((2, 3, 2),),
+        domains=((0.2, 2.0),),
+    )
+    for p, m in ((1, 4.0), (2, 2.2), (3, 1.0), (1.5, 2.0), (INF, 1.0))
+]
+
+SCENARIOS = (*TABLES, *GROUPS, *SEGMENTS, *NORMS)

@@ -155,6 +155,13 @@ STRIDED = [
     ),
     view("diag_embed", "DiagEmbedBackward0", lambda x: x.diag_embed()),
     view("diag_embed above", "DiagEmbedBackward0", lambda x: x.diag_embed(1, 0, 2), (2, 3)),
+    view("diag_embed below", "DiagEmbedBackward0", lambda x: x.diag_embed(-2, 2, 0), (2, 3)),
+    view(
+        "diag_embed of nothing",
+        "DiagEmbedBackward0",
+        lambda x: x.narrow(0, 0, 0).diag_embed(1),
+        (3,),
+    ),
     view("diagonal of a diagonal", "DiagonalBackward0_copy", lambda x: x.diag().diag(), (3,)),
     view(
         "gradient of select",
