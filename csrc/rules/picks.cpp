@@ -142,7 +142,8 @@ Picks along(const Shape& x, int64_t dim, const Tensor& index) {
     if (a != dim) order.push_back(a);
   }
   order.push_back(dim);
-  Picks p{Side(x), Side(shape), static_cast<int64_t>(x.size()) - 1, index.permute(order), {}};
+  const Tensor last = index.to(at::kLong).permute(order);
+  Picks p{Side(x), Side(shape), static_cast<int64_t>(x.size()) - 1, last, {}};
   for (size_t a = 0; a < x.size(); ++a) {
     if (static_cast<int64_t>(a) != dim) p.x.part.size[a] = shape[a];
   }
