@@ -288,13 +288,19 @@ def onto_the_diagonal(x):
     return (x.view(-1, 5).sin().diag_embed() * x.view(-1, 5, 1)).sum()
 
 
+def of_overlapping_windows(x):
+    return x.unfold(0, 3, 1).prod(1).sin().sum()
+
+
 @pytest.mark.parametrize(
-    "f", [of_the_diagonal, of_windows, onto_the_diagonal], ids=lambda f: f.__name__
+    "f",
+    [of_the_diagonal, of_windows, of_overlapping_windows, onto_the_diagonal],
+    ids=lambda f: f.__name__,
 )
 def test_a_diagonal_or_a_window_is_only_another_stride(f):
     small, large = (explained(f, randn(n * 25)) for n in (4, 16))
     assert all_native(large)
-    assert large.core_elements <= 4 * small.core_elements
+    assert large.core_elements <= 4.2 * small.core_elements
 
 
 # ---- pairs ---------------------------------------------------------------------------------------
