@@ -56,12 +56,22 @@ def ring(x):
     return (1 + (x - x.roll(1)).square()).log().sum()
 
 
+def walled(x):
+    u = F.pad(x[None], (1, 1), mode="reflect")[0]
+    return ((u[2:] - u[:-2]) ** 4).sum()
+
+
+def held(x):
+    u = F.pad(x[None], (1, 0), mode="replicate")[0]
+    return (u[1:] * u[:-1]).exp().sum()
+
+
 def parts(x):
     a, b = x.chunk(2)
     return (torch.cat([a.exp() * b, b.sin()]) * x).sum()
 
 
-CHAINS = [rosenbrock, beam, neighbours, every_other, ring, parts]
+CHAINS = [rosenbrock, beam, neighbours, every_other, ring, walled, held, parts]
 
 
 @pytest.mark.parametrize("f", CHAINS, ids=lambda f: f.__name__)

@@ -107,4 +107,17 @@ std::optional<Geometry> strided_memory(N& n) {
   return g;
 }
 
+// A linear map that reads the value in blocks: out = sum over the blocks of put(take(x, from), to).
+struct Block {
+  Geometry from, to;
+};
+
+// The map onto a value of `shape`, or (`back`) its transpose.
+inline Tangent moved(const Tangent& t, const Shape& shape, const std::vector<Block>& blocks, bool back) {
+  Tangent out = zero_like(t, shape);
+  for (const Block& b : blocks)
+    accumulate(out, put(take(t, back ? b.to : b.from), back ? b.from : b.to, shape));
+  return out;
+}
+
 }  // namespace hesse::rules

@@ -5,6 +5,8 @@
 #include "geometries.h"
 #include "picks.h"
 
+#include <cstdlib>
+
 namespace hesse::rules {
 
 namespace {
@@ -88,14 +90,38 @@ void rotations() {
 
 // ---- padded with what is there ------------------------------------------------------------------------
 
-using Padding = std::vector<Picks>;  // axis by axis
+// One axis: a few blocks, which keep ties along it, or else an index.
+struct PaddedAxis {
+  Shape in, out;
+  std::vector<Block> blocks;
+  std::optional<Picks> picks;
+};
+using Padding = std::vector<PaddedAxis>;
 
-// The source of each element of an axis that begins at `-before`.
-Tensor mirrored(const Tensor& at, int64_t n) { return (n - 1) - ((n - 1) - at.abs()).abs(); }
-Tensor nearest(const Tensor& at, int64_t n) { return at.clamp(0, n - 1); }
+// The source of place i of an axis of n that begins at a negative one.
+int64_t mirrored(int64_t i, int64_t n) { return (n - 1) - std::abs((n - 1) - std::abs(i)); }
+int64_t nearest(int64_t i, int64_t n) { return std::clamp<int64_t>(i, 0, n - 1); }
+
+PaddedAxis padded_axis(const Shape& in, int64_t dim, const std::vector<int64_t>& source, at::Device device) {
+  constexpr size_t most = 9;
+  const auto length = static_cast<int64_t>(source.size());
+  PaddedAxis axis{in, in, {}, {}};
+  axis.out[dim] = length;
+  for (int64_t i = 0, end = 0; i < length; i = end) {  // runs that go on by 1, or by 0
+    const int64_t step = i + 1 < length ? source[i + 1] - source[i] : 1;
+    end = i + 1;
+    while ((step == 0 || step == 1) && end < length && source[end] - source[end - 1] == step) ++end;
+    Block b{sliced(in, dim, source[i], end - i, step == 0 ? 0 : 1), sliced(axis.out, dim, i, end - i)};
+    axis.blocks.push_back(std::move(b));
+  }
+  if (axis.blocks.size() > most) {
+    axis.picks = along_vector(in, dim, at::tensor(source, at::kLong).to(device, /*non_blocking=*/true));
+  }
+  return axis;
+}
 
 template <class N>
-void padded(const char* name, Tensor (*source)(const Tensor& at, int64_t n)) {
+void padded(const char* name, int64_t (*source)(int64_t i, int64_t n)) {
   Rule rule;
   rule.save = [source](Local& l) {
     const Shape pad = ints(node<N>(l).padding);
@@ -104,23 +130,28 @@ void padded(const char* name, Tensor (*source)(const Tensor& at, int64_t n)) {
     for (size_t i = 0; i < pad.size() / 2; ++i) {
       if (pad[2 * i] == 0 && pad[2 * i + 1] == 0) continue;
       const size_t dim = shape.size() - 1 - i;
-      const int64_t n = shape[dim], before = pad[2 * i];
-      const auto options = at::TensorOptions(l.out_options[0].device()).dtype(at::kLong);
-      const Tensor at = at::arange(-before, n + pad[2 * i + 1], options);
-      axes.push_back(along_vector(shape, static_cast<int64_t>(dim), source(at, n)));
-      shape = axes.back().y.whole;
+      std::vector<int64_t> places;
+      for (int64_t at = -pad[2 * i]; at < shape[dim] + pad[2 * i + 1]; ++at) {
+        places.push_back(source(at, shape[dim]));
+      }
+      axes.push_back(padded_axis(shape, static_cast<int64_t>(dim), places, l.out_options[0].device()));
+      shape = axes.back().out;
     }
     l.plan = std::make_shared<Padding>(std::move(axes));
   };
   rule.push = [](Local& l, const Tangents& dx) -> Tangents {
     Tangent t = dx[0];
-    for (const Picks& p : plan<Padding>(l)) t = pick(p, std::move(t));
+    for (const PaddedAxis& a : plan<Padding>(l)) {
+      t = a.picks ? pick(*a.picks, std::move(t)) : moved(t, a.out, a.blocks, false);
+    }
     return {std::move(t)};
   };
   rule.pull = [](Local& l, const Tangents& dgy) -> Tangents {
     Tangent t = dgy[0];
     const auto& axes = plan<Padding>(l);
-    for (auto p = axes.rbegin(); p != axes.rend(); ++p) t = unpick(*p, std::move(t));
+    for (auto a = axes.rbegin(); a != axes.rend(); ++a) {
+      t = a->picks ? unpick(*a->picks, std::move(t)) : moved(t, a->in, a->blocks, true);
+    }
     return {std::move(t)};
   };
   add_rule(name, std::move(rule));

@@ -51,24 +51,14 @@ void strided_memory_of(const char* name) {
   add_rule(name, std::move(rule));
 }
 
-// A linear map that reads the value in blocks: out = sum over the blocks of put(take(x, from), to).
-struct Block {
-  Geometry from, to;
-};
 template <class N, class B>
 void blocks(const char* name, B blocks_of) {
   Rule rule;
-  auto move = [](const Tangent& t, const Shape& shape, const std::vector<Block>& list, bool back) {
-    Tangent out = zero_like(t, shape);
-    for (const Block& b : list)
-      accumulate(out, put(take(t, back ? b.to : b.from), back ? b.from : b.to, shape));
-    return out;
+  rule.push = [blocks_of](Local& l, const Tangents& dx) -> Tangents {
+    return {moved(dx[0], l.out_shape[0], blocks_of(node<N>(l), l), false)};
   };
-  rule.push = [blocks_of, move](Local& l, const Tangents& dx) -> Tangents {
-    return {move(dx[0], l.out_shape[0], blocks_of(node<N>(l), l), false)};
-  };
-  rule.pull = [blocks_of, move](Local& l, const Tangents& dgy) -> Tangents {
-    return {move(dgy[0], l.in_shape[0], blocks_of(node<N>(l), l), true)};
+  rule.pull = [blocks_of](Local& l, const Tangents& dgy) -> Tangents {
+    return {moved(dgy[0], l.in_shape[0], blocks_of(node<N>(l), l), true)};
   };
   add_rule(name, std::move(rule));
 }

@@ -34,6 +34,7 @@ SCENARIOS = (
         for k in (-1, 1, 2)
     ),
     padded("a line reflected", "reflect", 1, (2, 1), (2, 3, 4)),
+    padded("a line reflected far", "reflect", 1, (5, 4), (2, 6)),
     padded("an image reflected", "reflect", 2, (1, 0, 2, 1), (2, 3, 3)),
     padded("a volume reflected", "reflect", 3, (1, 0, 0, 1, 1, 0), (1, 1, 2, 2, 2)),
     padded("a line replicated", "replicate", 1, (2, 1), (2, 3)),
