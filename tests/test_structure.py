@@ -61,17 +61,12 @@ def walled(x):
     return ((u[2:] - u[:-2]) ** 4).sum()
 
 
-def held(x):
-    u = F.pad(x[None], (1, 0), mode="replicate")[0]
-    return (u[1:] * u[:-1]).exp().sum()
-
-
 def parts(x):
     a, b = x.chunk(2)
     return (torch.cat([a.exp() * b, b.sin()]) * x).sum()
 
 
-CHAINS = [rosenbrock, beam, neighbours, every_other, ring, walled, held, parts]
+CHAINS = [rosenbrock, beam, neighbours, every_other, ring, walled, parts]
 
 
 @pytest.mark.parametrize("f", CHAINS, ids=lambda f: f.__name__)

@@ -37,8 +37,8 @@ struct Groups {
   Part own, element;
   enum { linear, product, live_product } kind = linear;
   Tensor c0, c1, c2;  // of a product
-  Tensor line,
-      together;  // of a live one: all factors [carried..., M], and which share a group, each with others
+  Tensor line;        // of a live one: all factors, [carried..., M]
+  Tensor together;    // and which two of them share a group
 
   explicit Groups(Picks picks) : at(std::move(picks)) {}
   bool owning() const { return m.defined(); }
