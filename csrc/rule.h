@@ -56,11 +56,12 @@ struct Local {
   std::vector<bool> used;        // per output: what lies above reads it
   std::vector<Shape> out_shape;  // per output
   std::vector<at::TensorOptions> out_options;
-  std::vector<Tensor> saved;     // what `save` unpacked
-  std::vector<Factor> first;     // elementwise: df/dx_i
-  std::vector<Factor> second;    // elementwise: d2f/dx_i dx_j at [i * inputs + j]
-  std::vector<Tensor> memo;      // values that a rule derived in one sweep and reuses in the next
-  std::shared_ptr<Local> inner;  // CopySlices: the op that was applied in place to a view
+  std::vector<Tensor> saved;         // what `save` unpacked
+  std::vector<Factor> first;         // elementwise: df/dx_i
+  std::vector<Factor> second;        // elementwise: d2f/dx_i dx_j at [i * inputs + j]
+  std::vector<Tensor> memo;          // values that a rule derived in one sweep and reuses in the next
+  std::shared_ptr<const void> plan;  // what the op's arguments come down to, in the rule's own terms
+  std::shared_ptr<Local> inner;      // CopySlices: the op that was applied in place to a view
 
   // What the autograd rule keeps of its step.
   struct {

@@ -56,12 +56,17 @@ def ring(x):
     return (1 + (x - x.roll(1)).square()).log().sum()
 
 
+def walled(x):
+    u = F.pad(x[None], (1, 1), mode="reflect")[0]
+    return ((u[2:] - u[:-2]) ** 4).sum()
+
+
 def parts(x):
     a, b = x.chunk(2)
     return (torch.cat([a.exp() * b, b.sin()]) * x).sum()
 
 
-CHAINS = [rosenbrock, beam, neighbours, every_other, ring, parts]
+CHAINS = [rosenbrock, beam, neighbours, every_other, ring, walled, parts]
 
 
 @pytest.mark.parametrize("f", CHAINS, ids=lambda f: f.__name__)
@@ -213,6 +218,94 @@ def test_the_seeds_of_later_layers_stay_out_of_earlier_ones():
 
     # Seeds of the second layer grow with its width; in the layer itself they would cost its square.
     assert flops(16) <= 2.3 * flops(8)
+
+
+# ---- indices -------------------------------------------------------------------------------------
+
+PLACES = torch.tensor([4, 0, 0, 2, 5])
+
+
+def labels(x):
+    return torch.arange(len(x)) % x.shape[1]
+
+
+def of_each_row(x):
+    return -x.log_softmax(1)[torch.arange(len(x)), labels(x)].sum()
+
+
+def gathered(x):
+    return x.gather(1, labels(x)[:, None]).sin().sum()
+
+
+def picked_columns(x):
+    return (x[:, PLACES] * x.index_select(1, PLACES).sin()).sum()
+
+
+def written_columns(x):
+    return x.sin().index_add(1, PLACES, x[:, :5]).pow(3).sum()
+
+
+def put_in_each_row(x):
+    return x.index_put((torch.arange(len(x)), labels(x)), x[:, 0].exp()).sin().sum()
+
+
+def reduced_columns(x):
+    return x.index_reduce(1, PLACES, x[:, :5].sin(), "prod").sin().sum()
+
+
+def reflected(x):
+    return F.pad(x, (2, 1), mode="reflect").pow(3).diff().sin().sum()
+
+
+@pytest.mark.parametrize(
+    "f",
+    [
+        of_each_row,
+        gathered,
+        picked_columns,
+        written_columns,
+        put_in_each_row,
+        reduced_columns,
+        reflected,
+    ],
+    ids=lambda f: f.__name__,
+)
+def test_an_index_along_one_axis_leaves_the_other_as_it_was(f):
+    small, large = (explained(f, randn(n, 6)) for n in (10, 40))
+    assert not large.autograd_ops
+    assert large.core_elements <= 4 * small.core_elements
+    assert large.widest_bytes <= 4 * small.widest_bytes
+
+
+# ---- diagonals and windows -----------------------------------------------------------------------
+
+
+def of_the_diagonal(x):
+    m = x.view(-1, 5, 5)
+    return m.diagonal(1, 1, 2).exp().sum() + m.diagonal(0, 1, 2).prod(1).sum()
+
+
+def of_windows(x):
+    return x.view(-1, 5).unfold(1, 2, 2).prod(2).sin().sum()
+
+
+def onto_the_diagonal(x):
+    return (x.view(-1, 5).sin().diag_embed() * x.view(-1, 5, 1)).sum()
+
+
+def of_overlapping_windows(x):
+    return x.unfold(0, 3, 1).prod(1).sin().sum()
+
+
+@pytest.mark.parametrize(
+    "f",
+    [of_the_diagonal, of_windows, of_overlapping_windows, onto_the_diagonal],
+    ids=lambda f: f.__name__,
+)
+def test_a_diagonal_or_a_window_is_only_another_stride(f):
+    small, large = (explained(f, randn(n * 25)) for n in (4, 16))
+    assert all_native(large)
+    assert large.core_elements <= 4.2 * small.core_elements
 
 
 # ---- pairs ---------------------------------------------------------------------------------------

@@ -1,6 +1,6 @@
 // Ops that join several values into one or split one into several: each part is a strided view of the whole.
 #include "elementwise.h"
-#include "shapes.h"
+#include "geometries.h"
 
 namespace hesse::rules {
 
@@ -35,8 +35,9 @@ void join(const char* name, G part) {
     for (size_t p = 0; p < dx.size(); ++p) {
       if (dx[p].zero()) continue;
       if (whole.K == 0) whole = zero_like(dx[p], l.out_shape[0]);
-      accumulate(whole, put(cast(dx[p], whole.options.dtype().toScalarType()), part(node<N>(l), l, p),
-                            l.out_shape[0]));
+      const Geometry g = part(node<N>(l), l, p);
+      Tangent t = view(cast(dx[p], whole.options.dtype().toScalarType()), g.size);
+      accumulate(whole, put(std::move(t), g, l.out_shape[0]));
     }
     return {std::move(whole)};
   };
@@ -50,22 +51,6 @@ void join(const char* name, G part) {
   add_rule(name, std::move(rule));
 }
 
-// Elements [start, start + length) of axis `dim`.
-Geometry range(const Shape& whole, int64_t dim, int64_t start, int64_t length) {
-  Geometry g{whole, row_major(whole), 0};
-  g.offset = start * g.stride[dim];
-  g.size[dim] = length;
-  return g;
-}
-
-// Element `index` of axis `dim`, which goes.
-Geometry element(const Shape& whole, int64_t dim, int64_t index) {
-  Geometry g = range(whole, dim, index, 1);
-  g.size.erase(g.size.begin() + dim);
-  g.stride.erase(g.stride.begin() + dim);
-  return g;
-}
-
 }  // namespace
 
 void joins() {
@@ -73,21 +58,25 @@ void joins() {
     const Shape& whole = l.in_shape[0];
     const int64_t dim = wrap(n.dim, whole), size = n.split_size.expect_int();
     const int64_t start = static_cast<int64_t>(p) * size;
-    return range(whole, dim, start, std::min(size, whole[dim] - start));
+    return sliced(whole, dim, start, std::min(size, whole[dim] - start));
   };
   const auto sized = [](auto& n, Local& l, size_t p) {
     const Shape& whole = l.in_shape[0];
     int64_t start = 0;
     for (size_t q = 0; q < p; ++q) start += n.split_sizes[q].expect_int();
-    return range(whole, wrap(n.dim, whole), start, n.split_sizes[p].expect_int());
+    return sliced(whole, wrap(n.dim, whole), start, n.split_sizes[p].expect_int());
+  };
+  const auto each = [](auto& n, Local& l, size_t p) {
+    return element(l.in_shape[0], wrap(n.dim, l.in_shape[0]), static_cast<int64_t>(p));
   };
   split<gen::SplitBackward0>("SplitBackward0", even);
+  split<gen::SplitBackward0_copy>("SplitBackward0_copy", even);
   split<gen::UnsafeSplitBackward0>("UnsafeSplitBackward0", even);
   split<gen::SplitWithSizesBackward0>("SplitWithSizesBackward0", sized);
+  split<gen::SplitWithSizesBackward0_copy>("SplitWithSizesBackward0_copy", sized);
   split<gen::UnsafeSplitWithSizesBackward0>("UnsafeSplitWithSizesBackward0", sized);
-  split<gen::UnbindBackward0>("UnbindBackward0", [](auto& n, Local& l, size_t p) {
-    return element(l.in_shape[0], wrap(n.dim, l.in_shape[0]), static_cast<int64_t>(p));
-  });
+  split<gen::UnbindBackward0>("UnbindBackward0", each);
+  split<gen::UnbindBackward0_copy>("UnbindBackward0_copy", each);
 
   join<gen::CatBackward0>("CatBackward0", [](auto& n, Local& l, size_t p) {
     const Shape& whole = l.out_shape[0];
@@ -99,10 +88,23 @@ void joins() {
     };
     int64_t start = 0;
     for (size_t q = 0; q < p; ++q) start += length(q);
-    return range(whole, dim, start, length(p));
+    return sliced(whole, dim, start, length(p));
   });
   join<gen::StackBackward0>("StackBackward0", [](auto& n, Local& l, size_t p) {
     return element(l.out_shape[0], wrap(n.dim, l.out_shape[0]), static_cast<int64_t>(p));
+  });
+  join<gen::BlockDiagBackward0>("BlockDiagBackward0", [](auto& n, Local& l, size_t p) {
+    // A vector is one row, a number one element.
+    auto rows = [&](size_t q) {
+      return n.tensors_args_sizes[q].size() == 2 ? n.tensors_args_sizes[q][0] : 1;
+    };
+    auto columns = [&](size_t q) {
+      return n.tensors_args_sizes[q].empty() ? 1 : n.tensors_args_sizes[q].back();
+    };
+    Geometry g = whole(l.out_shape[0]);
+    for (size_t q = 0; q < p; ++q) g.offset += rows(q) * g.stride[0] + columns(q) * g.stride[1];
+    g.size = {rows(p), columns(p)};
+    return g;
   });
 }
 

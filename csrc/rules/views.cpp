@@ -1,15 +1,12 @@
 // Shape ops. Nearly all are strided views of a contiguous value, so a row gives only the geometry: push takes
 // it, pull puts it back. Reshapes keep flat indices and cost nothing at all.
+#include "assignments.h"
 #include "elementwise.h"
-#include "shapes.h"
-
-#include <algorithm>
+#include "geometries.h"
 
 namespace hesse::rules {
 
 namespace {
-
-Geometry whole(const Shape& shape) { return {shape, row_major(shape), 0}; }
 
 // geometry(node, shape of the input) -> where the output's elements lie in it.
 template <class N, class G>
@@ -25,6 +22,13 @@ void strided(const char* name, G geometry) {
   add_rule(name, std::move(rule));
 }
 
+// The view, and the copy that records the same of itself.
+template <class N, class Copy, class G>
+void strided_or_copied(const std::string& name, G geometry) {
+  strided<N>(name.c_str(), geometry);
+  strided<Copy>((name + "_copy").c_str(), geometry);
+}
+
 // The same flat values under another shape (a copy is one too).
 void reshape(const char* name) {
   Rule rule;
@@ -34,24 +38,27 @@ void reshape(const char* name) {
   add_rule(name, std::move(rule));
 }
 
-// A linear map that reads the value in blocks: out = sum over the blocks of put(take(x, from), to).
-struct Block {
-  Geometry from, to;
-};
+template <class N>
+void strided_memory_of(const char* name) {
+  Rule rule;
+  rule.covers = [](Local& l) { return strided_memory(node<N>(l)).has_value(); };
+  rule.push = [](Local& l, const Tangents& dx) -> Tangents {
+    return {take(dx[0], *strided_memory(node<N>(l)))};
+  };
+  rule.pull = [](Local& l, const Tangents& dgy) -> Tangents {
+    return {put(dgy[0], *strided_memory(node<N>(l)), l.in_shape[0])};
+  };
+  add_rule(name, std::move(rule));
+}
+
 template <class N, class B>
 void blocks(const char* name, B blocks_of) {
   Rule rule;
-  auto move = [](const Tangent& t, const Shape& shape, const std::vector<Block>& list, bool back) {
-    Tangent out = zero_like(t, shape);
-    for (const Block& b : list)
-      accumulate(out, put(take(t, back ? b.to : b.from), back ? b.from : b.to, shape));
-    return out;
+  rule.push = [blocks_of](Local& l, const Tangents& dx) -> Tangents {
+    return {moved(dx[0], l.out_shape[0], blocks_of(node<N>(l), l), false)};
   };
-  rule.push = [blocks_of, move](Local& l, const Tangents& dx) -> Tangents {
-    return {move(dx[0], l.out_shape[0], blocks_of(node<N>(l), l), false)};
-  };
-  rule.pull = [blocks_of, move](Local& l, const Tangents& dgy) -> Tangents {
-    return {move(dgy[0], l.in_shape[0], blocks_of(node<N>(l), l), true)};
+  rule.pull = [blocks_of](Local& l, const Tangents& dgy) -> Tangents {
+    return {moved(dgy[0], l.in_shape[0], blocks_of(node<N>(l), l), true)};
   };
   add_rule(name, std::move(rule));
 }
@@ -70,96 +77,45 @@ void masked(const char* name, M mask_of) {
   add_rule(name, std::move(rule));
 }
 
-Geometry swapped(const Shape& shape, int64_t a, int64_t b) {
-  Geometry g = whole(shape);
-  if (shape.empty()) return g;
-  a = wrap(a, shape);
-  b = wrap(b, shape);
-  std::swap(g.size[a], g.size[b]);
-  std::swap(g.stride[a], g.stride[b]);
-  return g;
-}
-
-Geometry sliced(const Shape& shape, int64_t dim, int64_t start, int64_t length, int64_t step) {
-  Geometry g = whole(shape);
-  g.offset = start * g.stride[dim];
-  g.size[dim] = length;
-  g.stride[dim] *= step;
-  return g;
-}
-
 }  // namespace
 
 void views() {
   // ---- the same flat values -------------------------------------------------------------------------------
-  for (const char* name :
-       {"ViewBackward0", "UnsafeViewBackward0", "ReshapeAliasBackward0", "ReshapeCopyBackward0",
-        "ViewBackward0_copy", "ReshapeAliasBackward0_copy", "SqueezeBackward0", "SqueezeBackward1",
-        "SqueezeBackward2", "SqueezeBackward3", "SqueezeBackward4", "SqueezeBackward5", "UnsqueezeBackward0",
-        "UnsqueezeBackward1", "CloneBackward0", "ToCopyBackward0", "AliasBackward0", "LiftFreshBackward0"}) {
+  for (const char* name : {"ViewBackward0",         "UnsafeViewBackward0",     "ReshapeAliasBackward0",
+                           "ReshapeCopyBackward0",  "ViewBackward0_copy",      "ReshapeAliasBackward0_copy",
+                           "SqueezeBackward0",      "SqueezeBackward1",        "SqueezeBackward2",
+                           "SqueezeBackward3",      "SqueezeBackward4",        "SqueezeBackward5",
+                           "UnsqueezeBackward0",    "UnsqueezeBackward1",      "CloneBackward0",
+                           "ToCopyBackward0",       "AliasBackward0",          "LiftFreshBackward0",
+                           "AliasBackward0_copy",   "LiftFreshBackward0_copy", "SqueezeBackward0_copy",
+                           "SqueezeBackward1_copy", "SqueezeBackward2_copy",   "UnsqueezeBackward0_copy"}) {
     reshape(name);
   }
 
   // ---- strided views -------------------------------------------------------------------------------------
-  strided<gen::PermuteBackward0>("PermuteBackward0", [](auto& n, const Shape& shape) {
-    const Geometry g = whole(shape);
-    Geometry p;
-    for (int64_t d : n.dims) {
-      p.size.push_back(g.size[wrap(d, shape)]);
-      p.stride.push_back(g.stride[wrap(d, shape)]);
-    }
-    return p;
-  });
-  strided<gen::TransposeBackward0>(
-      "TransposeBackward0", [](auto& n, const Shape& shape) { return swapped(shape, n.dim0, n.dim1); });
-  strided<gen::TransposeBackward1>(
-      "TransposeBackward1", [](auto& n, const Shape& shape) { return swapped(shape, n.dim0, n.dim1); });
-  for (const char* name : {"TBackward0", "TBackward1"}) {
+  strided_or_copied<gen::PermuteBackward0, gen::PermuteBackward0_copy>(
+      "PermuteBackward0", [](auto& n, const Shape& shape) { return permuted(shape, n.dims); });
+  const auto transposed = [](auto& n, const Shape& shape) { return swapped(shape, n.dim0, n.dim1); };
+  strided_or_copied<gen::TransposeBackward0, gen::TransposeBackward0_copy>("TransposeBackward0", transposed);
+  strided<gen::TransposeBackward1>("TransposeBackward1", transposed);
+  for (const char* name : {"TBackward0", "TBackward0_copy", "TBackward1"}) {
     strided<Node>(name, [](auto&, const Shape& shape) {
       return shape.size() < 2 ? whole(shape) : swapped(shape, 0, 1);
     });
   }
-  strided<gen::SelectBackward0>("SelectBackward0", [](auto& n, const Shape& shape) {
-    const int64_t dim = wrap(n.dim, shape);
-    const int64_t index = n.index.expect_int();
-    Geometry g = sliced(shape, dim, index < 0 ? index + shape[dim] : index, 1, 1);
-    g.size.erase(g.size.begin() + dim);
-    g.stride.erase(g.stride.begin() + dim);
-    return g;
+  strided_or_copied<gen::SelectBackward0, gen::SelectBackward0_copy>(
+      "SelectBackward0", [](auto& n, const Shape& shape) { return selected(n, shape); });
+  strided_or_copied<gen::SliceBackward0, gen::SliceBackward0_copy>(
+      "SliceBackward0", [](auto& n, const Shape& shape) { return sliced(n, shape); });
+  strided<gen::NarrowCopyBackward0>("NarrowCopyBackward0", [](auto& n, const Shape& shape) {
+    const int64_t dim = wrap(n.dim, shape), start = n.start.expect_int();
+    return sliced(shape, dim, start < 0 ? start + shape[dim] : start, n.length.expect_int());
   });
-  strided<gen::SliceBackward0>("SliceBackward0", [](auto& n, const Shape& shape) {
-    const int64_t dim = wrap(n.dim, shape), size = shape[dim], step = n.step.expect_int();
-    auto clip = [size](int64_t i) { return std::clamp<int64_t>(i < 0 ? i + size : i, 0, size); };
-    const int64_t start = clip(n.start ? n.start->expect_int() : 0);
-    const int64_t end = std::max(start, clip(n.end ? n.end->expect_int() : size));
-    return sliced(shape, dim, start, (end - start + step - 1) / step, step);
-  });
-  strided<gen::UnfoldBackward0>("UnfoldBackward0", [](auto& n, const Shape& shape) {
-    if (shape.empty()) return Geometry{{n.size}, {1}, 0};
-    const int64_t dim = wrap(n.dimension, shape);
-    Geometry g = whole(shape);
-    g.size.push_back(n.size);
-    g.stride.push_back(g.stride[dim]);
-    g.size[dim] = (shape[dim] - n.size) / n.step + 1;
-    g.stride[dim] *= n.step;
-    return g;
-  });
-  strided<gen::DiagonalBackward0>("DiagonalBackward0", [](auto& n, const Shape& shape) {
-    const int64_t a = wrap(n.dim1, shape), b = wrap(n.dim2, shape);
-    const Geometry all = whole(shape);
-    const int64_t length =
-        n.offset >= 0 ? std::min(shape[a], shape[b] - n.offset) : std::min(shape[a] + n.offset, shape[b]);
-    Geometry g;
-    g.offset = n.offset >= 0 ? n.offset * all.stride[b] : -n.offset * all.stride[a];
-    for (int64_t d = 0; d < static_cast<int64_t>(shape.size()); ++d) {
-      if (d == a || d == b) continue;
-      g.size.push_back(all.size[d]);
-      g.stride.push_back(all.stride[d]);
-    }
-    g.size.push_back(std::max<int64_t>(length, 0));
-    g.stride.push_back(all.stride[a] + all.stride[b]);
-    return g;
-  });
+  strided_or_copied<gen::UnfoldBackward0, gen::UnfoldBackward0_copy>(
+      "UnfoldBackward0",
+      [](auto& n, const Shape& shape) { return unfolded(shape, n.dimension, n.size, n.step); });
+  strided_or_copied<gen::DiagonalBackward0, gen::DiagonalBackward0_copy>(
+      "DiagonalBackward0", [](auto& n, const Shape& shape) { return diagonal(n, shape); });
 
   {
     Rule rule;
@@ -168,28 +124,8 @@ void views() {
     add_rule("ExpandBackward0", rule);
     add_rule("ExpandBackward0_copy", rule);
   }
-  {
-    // as_strided speaks of the input's memory: a view of its values only where the two agree.
-    auto geometry = [](Local& l) -> std::optional<Geometry> {
-      auto& n = node<gen::AsStridedBackward0>(l);
-      const Shape stride = ints(n.self_geometry.sym_strides()), size = ints(n.self_geometry.sym_sizes());
-      if (!is_row_major(size, stride)) return std::nullopt;
-      const int64_t from = n.self_geometry.sym_storage_offset().expect_int();
-      const int64_t offset = n.storage_offset ? n.storage_offset->expect_int() - from : 0;
-      Geometry g{ints(n.size), ints(n.stride), offset};
-      int64_t last = g.offset;
-      for (size_t d = 0; d < g.size.size(); ++d) last += (g.size[d] - 1) * g.stride[d];
-      if (g.offset < 0 || last >= numel_of(size)) return std::nullopt;
-      return g;
-    };
-    Rule rule;
-    rule.covers = [geometry](Local& l) { return geometry(l).has_value(); };
-    rule.push = [geometry](Local& l, const Tangents& dx) -> Tangents { return {take(dx[0], *geometry(l))}; };
-    rule.pull = [geometry](Local& l, const Tangents& dgy) -> Tangents {
-      return {put(dgy[0], *geometry(l), l.in_shape[0])};
-    };
-    add_rule("AsStridedBackward0", rule);
-  }
+  strided_memory_of<gen::AsStridedBackward0>("AsStridedBackward0");
+  strided_memory_of<gen::AsStridedBackward0_copy>("AsStridedBackward0_copy");
 
   // ---- blocks moved about ------------------------------------------------------------------------------
   blocks<gen::ConstantPadNdBackward0>("ConstantPadNdBackward0", [](auto& n, Local& l) {
@@ -265,28 +201,9 @@ void views() {
       "TrilBackward0", [](auto& n, const Tensor& ones) { return at::tril(ones, n.diagonal.expect_int()); });
   masked<gen::TriuBackward0>(
       "TriuBackward0", [](auto& n, const Tensor& ones) { return at::triu(ones, n.diagonal.expect_int()); });
-  {
-    Rule rule;
-    auto flip = [](Local& l, const Tangent& t) -> Tangents {
-      const Shape& shape = l.in_shape[0];
-      std::vector<bool> flipped(shape.size(), false);
-      for (int64_t d : node<gen::FlipBackward0>(l).dims) {
-        if (!shape.empty()) flipped[wrap(d, shape)] = true;
-      }
-      Shape axes, sizes, dims;
-      for (size_t a = 0; a < shape.size(); ++a) {
-        if (!flipped[a]) continue;
-        dims.push_back(static_cast<int64_t>(axes.size()) + 2);
-        axes.push_back(static_cast<int64_t>(a));
-        sizes.push_back(shape[a]);
-      }
-      return {
-          map_axes(t, axes, sizes, [&](const Tensor& rows, const Tensor&) { return at::flip(rows, dims); })};
-    };
-    rule.push = [flip](Local& l, const Tangents& dx) { return flip(l, dx[0]); };
-    rule.pull = [flip](Local& l, const Tangents& dgy) { return flip(l, dgy[0]); };
-    add_rule("FlipBackward0", rule);
-  }
+
+  assignments();
+  rearrangements();
 }
 
 }  // namespace hesse::rules

@@ -2,6 +2,7 @@
 #include "verbs.h"
 
 #include "ledger.h"
+#include "verbs/oblique.h"
 #include "verbs/terms.h"
 
 #include <ATen/ATen.h>
@@ -93,6 +94,41 @@ bool resolve(const Geometry& g, c10::IntArrayRef shape, Shape& axis, Shape& step
   return true;
 }
 
+bool tied(const Tangent& t) {
+  return std::any_of(t.terms.begin(), t.terms.end(), [](const Term& term) {
+    return std::any_of(term.dims.begin(), term.dims.end(),
+                       [](const Dim& d) { return d.ks != 0 && d.vs != 0; });
+  });
+}
+
+// Windows that overlap meet an element several times, which one term with a tie cannot: each place in the
+// window is taken by itself, if there are few. The dimension of these places, -1 if there is none.
+int64_t window_of(const Tangent& t, const Geometry& g) {
+  constexpr int64_t most = 8;
+  Geometry moving = g;  // where nothing is broadcast
+  for (size_t j = 0; j < g.size.size(); ++j) moving.size[j] = g.stride[j] == 0 ? 1 : g.size[j];
+  if (!overlaps(moving) || !tied(t)) return -1;
+  int64_t found = -1;
+  for (size_t j = 0; j < g.size.size(); ++j) {
+    if (moving.size[j] < 2) continue;
+    if (found < 0 || g.size[j] < g.size[found]) found = static_cast<int64_t>(j);
+  }
+  return g.size[found] <= most ? found : -1;
+}
+
+// One of these places: in the view, and in what is viewed.
+Geometry place_of_view(const Geometry& g, int64_t j, int64_t i) {
+  Geometry at{g.size, row_major(g.size), 0};
+  at.offset = i * at.stride[j];
+  at.size[j] = 1;
+  return at;
+}
+Geometry place_viewed(Geometry g, int64_t j, int64_t i) {
+  g.offset += i * g.stride[j];
+  g.size[j] = 1;
+  return g;
+}
+
 Tensor strided_rows(const Tensor& rows, const Geometry& g) {
   const int64_t numel = numel_of(rows.sizes().slice(1));
   Shape size{rows.size(0)}, stride{numel};
@@ -121,6 +157,14 @@ Tangent take(Tangent t, const Geometry& g) {
   if (numel_of(g.size) == 0) return zero_like(t, g.size);
   Shape axis, step, start;
   if (!resolve(g, t.shape, axis, step, start)) {
+    if (const int64_t j = window_of(t, g); j >= 0) {
+      Tangent out = zero_like(t, g.size);
+      for (int64_t i = 0; i < g.size[j]; ++i) {
+        accumulate(out, put(take(t, place_viewed(g, j, i)), place_of_view(g, j, i), g.size));
+      }
+      return out;
+    }
+    if (auto straight = straightened(t, g)) return take(std::move(straight->t), straight->g);
     return map_rows(t, g.size,
                     [&](const Tensor& rows) { return strided_rows(rows.contiguous(), g).contiguous(); });
   }
@@ -169,6 +213,13 @@ Tangent put(Tangent t, const Geometry& g, c10::IntArrayRef shape) {
     Geometry rest = g;
     for (int64_t j : broadcast) rest.size[j] = 1;
     return put(sum(std::move(t), broadcast, true), rest, shape);
+  }
+  if (const int64_t j = window_of(t, g); j >= 0) {
+    Tangent out = zero_like(t, shape);
+    for (int64_t i = 0; i < g.size[j]; ++i) {
+      accumulate(out, put(take(t, place_of_view(g, j, i)), place_viewed(g, j, i), shape));
+    }
+    return out;
   }
   if (overlaps(g)) {
     const Shape target(shape.begin(), shape.end());

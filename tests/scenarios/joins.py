@@ -36,7 +36,29 @@ SCENARIOS = (
     split(
         "iteration", "UnbindBackward0", lambda x: sum(a * b for a, b in zip(x, x[1:], strict=False))
     ),
+    split("split_copy", "SplitBackward0_copy", lambda x: tuple(aten.split_copy(x, 2))),
+    split(
+        "split_with_sizes_copy",
+        "SplitWithSizesBackward0_copy",
+        lambda x: tuple(aten.split_with_sizes_copy(x, (1, 4))),
+    ),
+    split("unbind_copy", "UnbindBackward0_copy", lambda x: tuple(aten.unbind_copy(x, 1))),
     # ---- several into one
+    join(
+        "block_diag",
+        "BlockDiagBackward0",
+        lambda xs: torch.block_diag(*xs),
+        (2, 3),
+        (2,),
+        (),
+        (1, 2),
+    ),
+    join(
+        "block_diag with nothing",
+        "BlockDiagBackward0",
+        lambda xs: torch.block_diag(xs[0].new_zeros(2, 0), xs[0]),
+        (2, 1),
+    ),
     join("cat", "CatBackward0", torch.cat, (2, 3), (1, 3), (2, 3)),
     join("cat of axis -1", "CatBackward0", lambda xs: torch.cat(xs, -1), (2, 3), (2, 1)),
     join("cat of one", "CatBackward0", torch.cat, (2, 3)),

@@ -67,6 +67,17 @@ RESHAPES = [
     ),
     view("alias", "AliasBackward0", lambda x: aten.alias(x)),
     view("lift_fresh", "LiftFreshBackward0", lambda x: aten.lift_fresh(x * 1.0)),
+    view("alias_copy", "AliasBackward0_copy", lambda x: aten.alias_copy(x)),
+    view("lift_fresh_copy", "LiftFreshBackward0_copy", lambda x: aten.lift_fresh_copy(x)),
+    view("squeeze_copy", "SqueezeBackward0_copy", lambda x: aten.squeeze_copy(x), (1, 3, 1)),
+    view("squeeze_copy axis", "SqueezeBackward1_copy", lambda x: aten.squeeze_copy(x, 0), (1, 3)),
+    view(
+        "squeeze_copy axes",
+        "SqueezeBackward2_copy",
+        lambda x: aten.squeeze_copy(x, (0, 2)),
+        (1, 3, 1),
+    ),
+    view("unsqueeze_copy", "UnsqueezeBackward0_copy", lambda x: aten.unsqueeze_copy(x, 1)),
     view("view to a scalar", "ViewBackward0", lambda x: x.view(()), (1, 1)),
     view("_to_copy", "ToCopyBackward0", lambda x: aten._to_copy(x)),
 ]
@@ -123,6 +134,58 @@ STRIDED = [
         (3, 4),
         (2, 3),
         driven=True,
+    ),
+    view(
+        "permute_copy",
+        "PermuteBackward0_copy",
+        lambda x: aten.permute_copy(x, (-1, 0, 1)),
+        (2, 3, 4),
+    ),
+    view("transpose_copy", "TransposeBackward0_copy", lambda x: aten.transpose_copy(x, 0, 1)),
+    view("t_copy", "TBackward0_copy", lambda x: aten.t_copy(x)),
+    view("select_copy", "SelectBackward0_copy", lambda x: aten.select_copy(x, 1, -2)),
+    view("slice_copy", "SliceBackward0_copy", lambda x: aten.slice_copy(x, 1, 1, -1)),
+    view("narrow_copy", "NarrowCopyBackward0", lambda x: aten.narrow_copy(x, 1, -3, 2)),
+    view("unfold_copy", "UnfoldBackward0_copy", lambda x: aten.unfold_copy(x, 1, 2, 2)),
+    view("diagonal_copy", "DiagonalBackward0_copy", lambda x: aten.diagonal_copy(x, 1)),
+    view(
+        "as_strided_copy",
+        "AsStridedBackward0_copy",
+        lambda x: aten.as_strided_copy((x * 1.0).contiguous(), (2, 3), (4, 1), 2),
+    ),
+    view("diag_embed", "DiagEmbedBackward0", lambda x: x.diag_embed()),
+    view("diag_embed above", "DiagEmbedBackward0", lambda x: x.diag_embed(1, 0, 2), (2, 3)),
+    view("diag_embed below", "DiagEmbedBackward0", lambda x: x.diag_embed(-2, 2, 0), (2, 3)),
+    view(
+        "diag_embed of nothing",
+        "DiagEmbedBackward0",
+        lambda x: x.narrow(0, 0, 0).diag_embed(1),
+        (3,),
+    ),
+    view("diagonal of a diagonal", "DiagonalBackward0_copy", lambda x: x.diag().diag(), (3,)),
+    view(
+        "gradient of select",
+        "SelectBackwardBackward0",
+        lambda x: aten.select_backward(x, (3, 4), 0, 1),
+        (4,),
+    ),
+    view(
+        "gradient of slice",
+        "SliceBackwardBackward0",
+        lambda x: aten.slice_backward(x, (3, 4), 1, 0, 4, 2),
+        (3, 2),
+    ),
+    view(
+        "gradient of diagonal",
+        "DiagonalBackwardBackward0",
+        lambda x: aten.diagonal_backward(x, (3, 4), 0, 0, 1),
+        (3,),
+    ),
+    view(
+        "gradient of unfold",
+        "UnfoldBackwardBackward0",
+        lambda x: aten.unfold_backward(x, (5,), 0, 3, 1),
+        (3, 3),
     ),
     view("one element", "SelectBackward0", lambda x: x[2, 1] * x[-1, -1]),
     view("neighbours", "SliceBackward0", lambda x: (x[1:] - x[:-1]).reshape(-1)[::2], (4, 3)),
@@ -193,10 +256,18 @@ IN_PLACE = [
     in_place(
         "a product added to a view", lambda y, z: y[:, :2].addmm_(z, z[:, :2]), (3, 4), (3, 3)
     ),
-    in_place(
-        "an op without a rule in place",
-        lambda y: y[1:].index_fill_(1, torch.tensor([2]), 5.0),
+    view(
+        "a view of what is not contiguous changed",
+        "torch::autograd::CopySlices",
+        lambda x: (y := (x * 2.0).t().clone(), y[1:].exp_())[0],
         driven=True,
+    ),
+    in_place("a view filled at indices", lambda y: y[1:].index_fill_(1, torch.tensor([2]), 5.0)),
+    in_place(
+        "a view assigned at indices",
+        lambda y, z: y[:, 1:].index_put_((torch.tensor([2, 0]),), z),
+        (3, 4),
+        (2, 3),
     ),
     in_place("a view of a transpose changed", lambda y: y.t()[1:].exp_()),
     view(
@@ -206,4 +277,42 @@ IN_PLACE = [
     ),
 ]
 
-SCENARIOS = (*RESHAPES, *STRIDED, *BLOCKS, *IN_PLACE)
+SCATTERED = [
+    view(
+        "select_scatter",
+        "SelectScatterBackward0",
+        lambda x, v: x.select_scatter(v, 1, -1),
+        (3, 4),
+        (3,),
+    ),
+    view(
+        "slice_scatter",
+        "SliceScatterBackward0",
+        lambda x, v: x.slice_scatter(v, 1, 0, None, 2),
+        (3, 4),
+        (3, 2),
+    ),
+    view(
+        "slice_scatter of all",
+        "SliceScatterBackward0",
+        lambda x, v: x.slice_scatter(v, 1),
+        (3, 4),
+        (3, 4),
+    ),
+    view(
+        "diagonal_scatter",
+        "DiagonalScatterBackward0",
+        lambda x, v: x.diagonal_scatter(v, 1),
+        (3, 4),
+        (3,),
+    ),
+    view(
+        "diagonal_scatter of a batch",
+        "DiagonalScatterBackward0",
+        lambda x, v: x.diagonal_scatter(v, 0, 1, 2),
+        (2, 3, 3),
+        (2, 3),
+    ),
+]
+
+SCENARIOS = (*RESHAPES, *STRIDED, *BLOCKS, *SCATTERED, *IN_PLACE)
