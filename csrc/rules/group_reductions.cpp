@@ -229,7 +229,10 @@ Tangents live_curve(const Groups& g, Local& l, const Tensor& gy, const Tangents&
     for (size_t j = 0; j < inputs; ++j) {
       if (!l.wanted[i] || dx[j].zero()) continue;
       Tangent t = cast(dx[j], dtype_of(l));
-      add(dgx[i], moved(p, std::move(t), side(j), side(i), multiply, l.memo[i * inputs + j]));
+      auto along = [&](Tangent s, int64_t axis, int64_t size) {
+        return map_axes(std::move(s), {axis}, {size}, multiply, l.memo[i * inputs + j]);
+      };
+      add(dgx[i], moved(p, std::move(t), side(j), side(i), along));
     }
   }
   return fit(g, l, std::move(dgx));

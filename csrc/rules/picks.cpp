@@ -57,6 +57,9 @@ Tangent weighted(const Picks& p, Tangent t) {
   return p.weight.defined() ? select(std::move(t), p.weight) : t;
 }
 
+// One index for all that is carried.
+bool same_for_all(const Picks& p) { return p.index.numel() == p.index.size(-1); }
+
 // Only the sizes along which an index varies.
 Tensor without_repeats(Tensor index, int64_t carried) {
   for (int64_t a = 0; a < carried; ++a) {
@@ -95,22 +98,28 @@ Tangent fitted_back(Tangent t, const Shape& shape) {
   return put(std::move(t), part, shape);
 }
 
-Tangent moved(const Picks& p, Tangent t, const Side& from, const Side& to, const AxesMap& f,
-              const Tensor& known) {
+Tangent moved(const Picks& p, Tangent t, const Side& from, const Side& to, const AlongAxis& along) {
   if (numel_of(from.part.size) == 0 || numel_of(to.part.size) == 0) return zero_like(t, to.whole);
   t = take(view(fitted(std::move(t), from.whole), from.grouped), from.part);
   const Shape in = flattened(from, p.carried), out = flattened(to, p.carried);
-  t = map_axes(view(std::move(t), in), {p.carried}, {out.back()}, f, known);
+  t = along(view(std::move(t), in), p.carried, out.back());
   return view(put(view(std::move(t), to.part.size), to.part, to.grouped), to.whole);
 }
 
 Tangent pick(const Picks& p, Tangent t) {
-  return weighted(p, moved(p, std::move(t), p.x, p.y, gather_last, p.index));
+  auto along = [&p](Tangent s, int64_t axis, int64_t size) {
+    if (same_for_all(p)) return pick_axis(std::move(s), axis, p.index.reshape({-1}));
+    return map_axes(std::move(s), {axis}, {size}, gather_last, p.index);
+  };
+  return weighted(p, moved(p, std::move(t), p.x, p.y, along));
 }
 
 Tangent unpick(const Picks& p, Tangent t) {
-  const int64_t n = flattened(p.x, p.carried).back();
-  return moved(p, weighted(p, fitted(std::move(t), p.y.whole)), p.y, p.x, scatter_last(n), p.index);
+  auto along = [&p](Tangent s, int64_t axis, int64_t size) {
+    if (same_for_all(p)) return unpick_axis(std::move(s), axis, p.index.reshape({-1}), size);
+    return map_axes(std::move(s), {axis}, {size}, scatter_last(size), p.index);
+  };
+  return moved(p, weighted(p, fitted(std::move(t), p.y.whole)), p.y, p.x, along);
 }
 
 Tensor pick(const Picks& p, const Tensor& x) { return value(pick(p, from_value(x))); }

@@ -41,10 +41,10 @@ struct Picks {
 Tangent fitted(Tangent t, const Shape& seen);
 Tangent fitted_back(Tangent t, const Shape& shape);
 
-// From one side to the other, both as [carried..., others as one], by a map along the last axis (see
-// map_axes).
-Tangent moved(const Picks& p, Tangent t, const Side& from, const Side& to, const AxesMap& f,
-              const Tensor& known);
+// From one side to the other, both as [carried..., others as one], by what happens along that last axis,
+// which becomes `size` long.
+using AlongAxis = std::function<Tangent(Tangent t, int64_t axis, int64_t size)>;
+Tangent moved(const Picks& p, Tangent t, const Side& from, const Side& to, const AlongAxis& along);
 Tangent pick(const Picks& p, Tangent t);
 Tangent unpick(const Picks& p, Tangent t);
 

@@ -70,7 +70,9 @@ Term oblique(const Tangent& t, Term term, const Geometry& g, const Oblique& o, c
     for (int64_t d = 0; d < term.rank(); ++d) {
       const int64_t a = p.axis[d];
       if (a < 0 || !o.axis[a]) continue;
-      if (along[a] >= 0 || p.step[d] != 1 || p.offset[a] != 0 || term.dims[d].n != t.shape[a]) return false;
+      if (along[a] >= 0 || term.dims[d].indexed() || p.step[d] != 1 || p.offset[a] != 0 ||
+          term.dims[d].n != t.shape[a])
+        return false;
       along[a] = d;
     }
     for (size_t a = 0; a < along.size(); ++a) {
@@ -86,6 +88,7 @@ Term oblique(const Tangent& t, Term term, const Geometry& g, const Oblique& o, c
   Term out;
   out.alpha = term.alpha;
   out.owned = term.owned;
+  out.spoiled = term.spoiled;
   out.k0 = term.k0;
   Shape kept, to(t.shape.size(), -1);
   int64_t axis = 0;

@@ -1,5 +1,5 @@
-// Elements of an axis picked by an index. What is tied along the axis stays so, placed by the index; the rest is a
-// linear map.
+// Elements of an axis picked by an index. What is tied along the axis stays so, placed by the index; the rest
+// is a linear map.
 #include "verbs.h"
 
 #include "ledger.h"
@@ -13,8 +13,35 @@ namespace hesse {
 
 namespace {
 
+// Two neighbouring dimensions that together count on, as one.
+bool join(Term& term, Placement& p, int64_t d) {
+  const Dim outer = term.dims[d], inner = term.dims[d + 1];
+  if (outer.indexed() || inner.indexed() || outer.ks != inner.n * inner.ks || p.axis[d] != p.axis[d + 1] ||
+      p.step[d] != inner.n * p.step[d + 1])
+    return false;
+  for (Tensor* f : {&term.coef, &term.core}) {
+    if (!f->defined()) continue;
+    if (varies(*f, d) || varies(*f, d + 1)) {
+      Shape size(f->sizes().begin(), f->sizes().end());
+      size[d] = outer.n;
+      size[d + 1] = inner.n;
+      *f = f->expand(size);
+    }
+    *f = f->flatten(d, d + 1);
+  }
+  term.dims[d] = {outer.n * inner.n, inner.ks, inner.vs};
+  p.step[d] = p.step[d + 1];
+  term.dims.erase(term.dims.begin() + d + 1);
+  p.axis.erase(p.axis.begin() + d + 1);
+  p.step.erase(p.step.begin() + d + 1);
+  return true;
+}
+
 // The one dimension that runs along the axis, in order and from end to end, if it is tied.
-std::optional<int64_t> tie_along(const Term& term, const Placement& p, int64_t axis, int64_t size) {
+std::optional<int64_t> tie_along(Term& term, Placement& p, int64_t axis, int64_t size) {
+  for (int64_t d = term.rank() - 2; d >= 0; --d) {
+    if (p.axis[d] == axis) join(term, p, d);
+  }
   std::optional<int64_t> found;
   for (int64_t d = 0; d < term.rank(); ++d) {
     if (p.axis[d] != axis) continue;
@@ -79,9 +106,7 @@ Tangent pick_axis(Tangent t, int64_t axis, const Tensor& index) {
 }
 
 Tangent unpick_axis(Tangent t, int64_t axis, const Tensor& index, int64_t size) {
-  auto move = [&](Term& term, int64_t d, int64_t) {
-    term.dims[d].v = std::make_shared<Places>(index, size);
-  };
+  auto move = [&](Term& term, int64_t d, int64_t) { term.dims[d].v = std::make_shared<Places>(index, size); };
   auto map = [&](Tangent rest) {
     return map_axes(std::move(rest), {axis}, {size}, [&](const Tensor& rows, const Tensor&) {
       return at::zeros({rows.size(0), rows.size(1), size}, rows.options()).index_add(-1, index, rows);
