@@ -60,6 +60,8 @@ struct Local {
   std::vector<Factor> first;     // elementwise: df/dx_i
   std::vector<Factor> second;    // elementwise: d2f/dx_i dx_j at [i * inputs + j]
   std::vector<Tensor> memo;      // values that a rule derived in one sweep and reuses in the next
+  Shape batch;                   // functions of matrices: the axes before those of the matrices
+  bool vectors = false;          // and whether their right-hand sides are vectors
   std::shared_ptr<Local> inner;  // CopySlices: the op that was applied in place to a view
 
   // What the autograd rule keeps of its step.

@@ -1,8 +1,5 @@
-// Matrix decompositions and functions.
-#include "rule.h"
-
+// Matrix decompositions.
+#include "matrices.h"
 namespace hesse::rules {
-
-void decompositions() {}
-
+void decompositions() { reflectors(); }
 }  // namespace hesse::rules

@@ -1,0 +1,6 @@
+#include "matrices.h"
+namespace hesse::rules {
+void reflectors() {}
+void matrix_exponential() {}
+void multilinear() {}
+}  // namespace hesse::rules
