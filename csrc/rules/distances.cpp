@@ -5,8 +5,8 @@
 //     curve  of 1 < p < inf, with g = gy (p - 1) / y and a = gy (p - 1) |z|^(p-2) y^(1-p):
 //            a dz - g f dy, summed likewise
 //
-// A distance depends on the rows of its own pair alone, and each product here carries the axes p and r with their
-// ties. Where two rows coincide PyTorch's convention is that the slope is zero; so is the curvature.
+// A distance depends on the rows of its own pair alone, and each product here carries the axes p and r with
+// their ties. Where two rows coincide PyTorch's convention is that the slope is zero; so is the curvature.
 #include "factors.h"
 
 #include <ATen/ATen.h>
@@ -33,8 +33,8 @@ Tensor slope(const Tensor& z, const Tensor& y, double p) {
   if (p == 0) return at::zeros_like(z);
   if (p == 1) return z.sgn();
   if (std::isinf(p)) return z.sgn() * size.eq(y).to(z.scalar_type());
-  if (p == 2) return z / y.masked_fill(same, 1);
   const Tensor apart = y.masked_fill(same, 1);
+  if (p == 2) return (z / apart).masked_fill(same, 0);
   if (p >= 2) return z.sgn() * size.pow(p - 1) * apart.pow(1 - p);
   // Below 2 a coordinate in which the rows agree has no part in the curvature of the others.
   const Tensor none = z.eq(0);
@@ -46,12 +46,12 @@ Tensor bow(const Tensor& z, const Tensor& y, double p) {
   const Tensor same = y.eq(0), apart = y.masked_fill(same, 1);
   if (p == 2) return apart.reciprocal().masked_fill(same, 0).expand_as(z);
   Tensor size = z.abs();
-  if (p < 2) size = p < 1 ? size.masked_fill(z.eq(0), INFINITY) : size.masked_fill(same, 1);
+  size = p < 1 ? size.masked_fill(z.eq(0), INFINITY) : size.masked_fill(same, 1);
   return (size.pow(p - 2) * apart.pow(1 - p)).masked_fill(same, 0);
 }
 
-// y is formed again: autograd can differentiate it more than once, and where rows coincide it is zero exactly,
-// which it need not be where the op went by a matrix product.
+// y is formed again: autograd can differentiate it more than once, and where rows coincide it is zero
+// exactly, which it need not be where the op went by a matrix product.
 void save_pairs(Local& l, const Tensor& z, double p) {
   const Tensor y = at::linalg_vector_norm(z, p, c10::IntArrayRef{3}, true);
   l.saved = {z, y, slope(z, y, p)};
@@ -206,9 +206,7 @@ void own_distances() {
   rule.push = [=](Local& l, const Tangents& dx) -> Tangents {
     return {from_square(l, pairs(l).push(both(l, dx)))};
   };
-  rule.pull = [=](Local& l, const Tangents& dgy) {
-    return result(l, pairs(l).pull(to_square(l, dgy[0])));
-  };
+  rule.pull = [=](Local& l, const Tangents& dgy) { return result(l, pairs(l).pull(to_square(l, dgy[0]))); };
   rule.curve = [=](Local& l, const std::vector<Tensor>& gy, const Tangents& dx) -> Tangents {
     if (!bends(node<N>(l).p) || l.saved[0].numel() == 0) return Tangents(1);
     const int64_t n = count(l);

@@ -1,8 +1,8 @@
 // Triangular factors of a matrix, and what is computed from them (see matrices.h):
 //
-//     A = L L'          F = L^-1 sym(dA) L^-T        dL = L Phi(F), Phi the lower triangle with half its diagonal
-//     A = P L U         F = L^-1 P' dA U^-1          d(L + U) = L tril(F, -1) + triu(F) U
-//     X = (L L')^-1 B   a solve with S = L L'        gL = (gS + gS') L
+//     A = L L'          F = L^-1 sym(dA) L^-T        dL = L Phi(F), Phi the lower triangle with half its
+//     diagonal A = P L U         F = L^-1 P' dA U^-1          d(L + U) = L tril(F, -1) + triu(F) U X = (L
+//     L')^-1 B   a solve with S = L L'        gL = (gS + gS') L
 //
 // L and U of the second are made square with rows and columns of the identity where A is not.
 #include "systems.h"
@@ -45,7 +45,8 @@ void cholesky(const char* name) {
       });
 }
 
-// The matrix that a factor stands for, S = L L' or U' U, as its inverse (undefined: not known) and its tangent.
+// The matrix that a factor stands for, S = L L' or U' U, as its inverse (undefined: not known) and its
+// tangent.
 Tangent squared(const Tensor& factor, const Tangent& t, bool upper) {
   const Dual f(factor), df({}, t);
   const Dual half = upper ? transposed(f) * df : df * transposed(f);
@@ -111,8 +112,8 @@ Tensor square_lower(const Tensor& packed) {
 }
 Tensor square_upper(const Tensor& packed) {
   const int64_t m = packed.size(1), n = packed.size(2);
-  const Tensor u = at::constant_pad_nd(packed.triu().narrow(1, 0, std::min(m, n)),
-                                       {0, 0, 0, std::max<int64_t>(n - m, 0)});
+  const Tensor u =
+      at::constant_pad_nd(packed.triu().narrow(1, 0, std::min(m, n)), {0, 0, 0, std::max<int64_t>(n - m, 0)});
   return m < n ? u + identity(packed, n, n) - identity(packed, n, m).matmul(identity(packed, m, n)) : u;
 }
 
@@ -120,11 +121,15 @@ Tensor square_upper(const Tensor& packed) {
 struct Factors {
   const Tensor &lower, &upper, &lower_inverse, &upper_inverse, &permuted;
   explicit Factors(const Local& l)
-      : lower(l.saved[0]), upper(l.saved[1]), lower_inverse(l.saved[2]), upper_inverse(l.saved[3]),
+      : lower(l.saved[0]),
+        upper(l.saved[1]),
+        lower_inverse(l.saved[2]),
+        upper_inverse(l.saved[3]),
         permuted(l.saved[4]) {}
 
   static std::vector<Tensor> saved(const Tensor& lower, const Tensor& upper, const Tensor& p) {
-    return {lower, upper, triangular_inverse(lower, false, true), triangular_inverse(upper, true, false), p.mT()};
+    return {lower, upper, triangular_inverse(lower, false, true), triangular_inverse(upper, true, false),
+            p.mT()};
   }
   Dual packed(const Tangent& da) const {
     const Dual f = Dual(lower_inverse) * (Dual(permuted) * Dual({}, da)) * Dual(upper_inverse);
@@ -240,7 +245,8 @@ void lu_solve() {
         const Tensor x = l.unpack(n.result_), lu = l.unpack(n.LU_);
         l.batch = batch_of(x.sizes(), 2);
         const Tensor packed = stacked(l, lu);
-        const Tensor p = stacked(l, std::get<0>(at::lu_unpack(lu.detach(), l.unpack(n.pivots_), false, true)));
+        const Tensor p =
+            stacked(l, std::get<0>(at::lu_unpack(lu.detach(), l.unpack(n.pivots_), false, true)));
         std::vector<Tensor> saved = Factors::saved(square_lower(packed), square_upper(packed), p);
         saved.push_back(stacked(l, x));
         saved.push_back(at::matmul(saved[3], at::matmul(saved[2], saved[4])));
@@ -252,7 +258,9 @@ void lu_solve() {
         const Dual dl({}, moved[0].t), du({}, moved[1].t);
         const Dual da = Dual(f.permuted.mT()) * (dl * Dual(f.upper) + Dual(f.lower) * du);
         const Solver a{l.saved[6], da.t};
-        return {System{n.left, n.adjoint}.solution(a, {{}, dx[1]}, l.saved[5]), {a.inverse, a.t}, moved[0],
+        return {System{n.left, n.adjoint}.solution(a, {{}, dx[1]}, l.saved[5]),
+                {a.inverse, a.t},
+                moved[0],
                 moved[1]};
       },
       [](N& n, Local& l, const Duals& seen, const Duals& gy) -> Duals {

@@ -152,7 +152,8 @@ Tensor identity(const Tensor& like, int64_t m, int64_t n) {
 Tensor inverse_of(const Tensor& a) { return std::get<0>(at::linalg_inv_ex(a)); }
 
 Tensor triangular_inverse(const Tensor& a, bool is_upper, bool unitriangular) {
-  return at::linalg_solve_triangular(a, at::eye(a.size(-1), a.options().requires_grad(std::nullopt)), is_upper,/*left=*/true, unitriangular);
+  return at::linalg_solve_triangular(a, at::eye(a.size(-1), a.options().requires_grad(std::nullopt)),
+                                     is_upper, /*left=*/true, unitriangular);
 }
 
 // ---- axes -------------------------------------------------------------------------------------------------

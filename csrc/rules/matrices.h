@@ -3,8 +3,8 @@
 //     ahead   what was saved, moved by dx (outputs first)
 //     back    gx from what was saved and from gy
 //
-// and all three maps come of them: push is the tangent of `ahead`; pull is that of `back` where gy alone moves,
-// curve where gy stays and what was saved moves.
+// and all three maps come of them: push is the tangent of `ahead`; pull is that of `back` where gy alone
+// moves, curve where gy stays and what was saved moves.
 #pragma once
 
 #include "elementwise.h"
@@ -82,8 +82,9 @@ Form right_hand_side(const Local& l, size_t i) {
   return i != matrix && l.vectors ? Form::column : Form::matrix;
 }
 
-// save(node, l) -> values [B, m, n], and l.batch; ahead(node, l, dx, all) -> Duals, those of the outputs first
-// (and, if not `all`, only those moved); back(node, l, seen, gy) -> Duals, one for each input; form(l, input).
+// save(node, l) -> values [B, m, n], and l.batch; ahead(node, l, dx, all) -> Duals, those of the outputs
+// first (and, if not `all`, only those moved); back(node, l, seen, gy) -> Duals, one for each input; form(l,
+// input).
 template <class N, class Save, class Ahead, class Back, class FormOf>
 Rule matrix_rule(Save save, Ahead ahead, Back back, FormOf form) {
   auto inputs = [form](Local& l, const Tangents& dx) {

@@ -183,10 +183,11 @@ void log_determinant() {
 // det A and its cofactors need no inverse: with A = u diag(s) v', E = P dA Q where P = u', Q = v,
 //
 //     W = P' diag(c) Q'        c_i  = det(u v') prod of s without i
-//     dW = P' H' Q'            H_ij = d_ij sum_k C_ik E_kk - C_ij E_ji     C_ij: without i and j, 0 on the diagonal
+//     dW = P' H' Q'            H_ij = d_ij sum_k C_ik E_kk - C_ij E_ji     C_ij: without i and j, 0 on the
+//     diagonal
 //
-// The same holds for P = A^-1, Q = 1, c = det A, C = det A (1 - identity). That can be differentiated further,
-// so it is what create_graph sees of matrices that have an inverse.
+// The same holds for P = A^-1, Q = 1, c = det A, C = det A (1 - identity). That can be differentiated
+// further, so it is what create_graph sees of matrices that have an inverse.
 struct Cofactors {
   Tensor p, q, one, two;  // P, Q, c [B, n, 1], C
 };
@@ -197,7 +198,8 @@ Cofactors of_singular_values(const Tensor& a) {
   const Tensor sign = (at::linalg_det(u) * at::linalg_det(vh)).reshape({-1, 1, 1});
   const Tensor rest = at::rsub(identity(a), 1);  // [1, i, k]
   const Tensor one = (s.unsqueeze(1) * rest + identity(a)).prod(2);
-  // Of two that are left out divide by the larger; only the two smallest can both be zero and leave something.
+  // Of two that are left out divide by the larger; only the two smallest can both be zero and leave
+  // something.
   const Tensor larger = s.unsqueeze(2), zero = larger.eq(0);  // s descends
   const Tensor half = (one.unsqueeze(1) / larger.masked_fill(zero, 1)).masked_fill(zero, 0).triu(1);
   Tensor two = half + half.mT();
@@ -217,7 +219,8 @@ Cofactors of_inverse(const Tensor& a, const Tensor& det) {
   const Tensor singular = s.narrow(1, s.size(1) - 1, 1).le(most * s.narrow(1, 0, 1)).unsqueeze(2);
   const Tensor some = at::where(singular, unit, a);
   return {at::where(singular, c.p, inverse_of(some)), at::where(singular, c.q, unit),
-          at::where(singular, c.one, det.expand_as(c.one)), at::where(singular, c.two, det * at::rsub(unit, 1))};
+          at::where(singular, c.one, det.expand_as(c.one)),
+          at::where(singular, c.two, det * at::rsub(unit, 1))};
 }
 
 void determinant() {
