@@ -4,7 +4,8 @@
 //     A = U diag(s) V'   ds = diag(P), dU = U (F o (P s + s P')) + (1 - U U') dA V / s,
 //                        dV = V (F o (s P + P' s)) + (1 - V V') dA' U / s, with l = s^2 in F
 //     A = Q R            T = dA R^-1, C = Q' T, X = tril(C, -1) - its transpose,
-//                        dQ = T - Q (C - X), dR = Q' dA - X R; of a wide A, T takes the columns that are square
+//                        dQ = T - Q (C - X), dR = Q' dA - X R; of a wide A, T takes the columns that are
+//                        square
 #include "matrices.h"
 
 namespace hesse::rules {
@@ -14,7 +15,8 @@ namespace {
 // A column as the diagonal of a matrix; and a column against the columns of a matrix, as a row.
 Dual diagonal(const Dual& column) {
   const int64_t n = column.v.defined() ? column.v.size(1) : column.t.shape[1];
-  const auto options = (column.v.defined() ? column.v.options() : column.t.options).requires_grad(std::nullopt);
+  const auto options =
+      (column.v.defined() ? column.v.options() : column.t.options).requires_grad(std::nullopt);
   return times(column, at::eye(n, options).unsqueeze(0));
 }
 
@@ -58,8 +60,8 @@ void symmetric_eigen() {
 
 // ---- singular values ------------------------------------------------------------------------------------
 
-// saved: U [m, k], s, V [n, k] and, of full matrices, U and V' as they are: PyTorch takes what they have beyond k
-// for constants.
+// saved: U [m, k], s, V [n, k] and, of full matrices, U and V' as they are: PyTorch takes what they have
+// beyond k for constants.
 struct Singular {
   Dual u, s, v;
 

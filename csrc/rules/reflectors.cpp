@@ -1,5 +1,5 @@
-// Products of reflectors H_i = 1 - t_i v_i v_i', where v_i is column i of a matrix below its diagonal, and 1 on it:
-// applied one by one to W, the identity or a matrix given.
+// Products of reflectors H_i = 1 - t_i v_i v_i', where v_i is column i of a matrix below its diagonal, and 1
+// on it: applied one by one to W, the identity or a matrix given.
 //
 //     W' = H W     dW' = H dW - t (dv (v' W) + v (dv' W)) - dt v (v' W)
 //                  gW = H gW',  gt = -<v' W, v' gW'>,  gv = -t (gW' (v' W)' + W (v' gW')')
@@ -123,7 +123,8 @@ void apply_reflectors() {
                [](N& n, Local& l) -> std::vector<Tensor> {
                  const Tensor a = l.unpack(n.self_);
                  l.batch = batch_of(a.sizes(), 2);
-                 return {stacked(l, a), stacked_column(l, l.unpack(n.input2_)), stacked(l, l.unpack(n.input3_))};
+                 return {stacked(l, a), stacked_column(l, l.unpack(n.input2_)),
+                         stacked(l, l.unpack(n.input3_))};
                },
                [=](N& n, Local& l, const Tangents& dx, bool) -> Duals {
                  const Dual vectors(l.saved[0], dx[0]), scales(l.saved[1], dx[1]), c(l.saved[2], dx[2]);

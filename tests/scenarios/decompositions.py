@@ -26,7 +26,9 @@ TALL, WIDE = ((4, 2), (2, 3, 1)), ((2, 4), (2, 1, 3))
 
 EIGEN = (
     *table("eigh", "LinalgEighBackward0", lambda a: torch.linalg.eigh(symmetric(a)), *SQUARE),
-    *table("eigvalsh", "LinalgEighBackward0", lambda a: torch.linalg.eigvalsh(symmetric(a)), *SQUARE),
+    *table(
+        "eigvalsh", "LinalgEighBackward0", lambda a: torch.linalg.eigvalsh(symmetric(a)), *SQUARE
+    ),
     *table(
         "vectors of eigh",
         "LinalgEighBackward0",

@@ -22,7 +22,9 @@ def norm(z: Tensor, p: float) -> Tensor:
     size = torch.where(same | (z.detach() == 0), torch.zeros_like(z), size)
     apart = torch.where(size.detach() == 0, torch.ones_like(z), size)
     total = (apart**p * (size.detach() != 0)).sum(-1, keepdim=True)
-    return torch.where(same, torch.zeros_like(total), torch.where(same, 1.0, total) ** (1 / p))[..., 0]
+    return torch.where(same, torch.zeros_like(total), torch.where(same, 1.0, total) ** (1 / p))[
+        ..., 0
+    ]
 
 
 def between(x: Tensor, y: Tensor, p: float) -> Tensor:

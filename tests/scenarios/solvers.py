@@ -39,8 +39,12 @@ VECTORS = (
 
 INVERSES = (
     *solvers("inv", "LinalgInvExBackward0", lambda a: torch.linalg.inv(square(a)), *PLAIN),
-    *solvers("solve", "LinalgSolveExBackward0", lambda a, b: torch.linalg.solve(square(a), b), *SYSTEMS),
-    *solvers("solve", "LinalgSolveExBackward0", lambda a, b: torch.linalg.solve(square(a), b), *VECTORS),
+    *solvers(
+        "solve", "LinalgSolveExBackward0", lambda a, b: torch.linalg.solve(square(a), b), *SYSTEMS
+    ),
+    *solvers(
+        "solve", "LinalgSolveExBackward0", lambda a, b: torch.linalg.solve(square(a), b), *VECTORS
+    ),
     *solvers(
         "solve from the right",
         "LinalgSolveExBackward0",
@@ -105,8 +109,15 @@ DETERMINANTS = (
             skips={"create_graph": "a third derivative where there is no inverse is not given"},
         )
     ),
-    *solvers("slogdet", "LinalgSlogdetBackward0", lambda a: torch.linalg.slogdet(square(a))[1], *PLAIN),
-    *solvers("slogdet and sign", "LinalgSlogdetBackward0", lambda a: torch.linalg.slogdet(square(a)), *PLAIN),
+    *solvers(
+        "slogdet", "LinalgSlogdetBackward0", lambda a: torch.linalg.slogdet(square(a))[1], *PLAIN
+    ),
+    *solvers(
+        "slogdet and sign",
+        "LinalgSlogdetBackward0",
+        lambda a: torch.linalg.slogdet(square(a)),
+        *PLAIN,
+    ),
     *solvers("logdet", "LinalgSlogdetBackward0", lambda a: torch.logdet(positive(a)), *PLAIN),
 )
 
@@ -211,7 +222,12 @@ def unpacked(a: Tensor) -> tuple[Tensor, ...]:
 
 
 LU = (
-    *solvers("lu_factor", "LinalgLuFactorExBackward0", lambda a: torch.linalg.lu_factor(square(a))[0], *SIDES),
+    *solvers(
+        "lu_factor",
+        "LinalgLuFactorExBackward0",
+        lambda a: torch.linalg.lu_factor(square(a))[0],
+        *SIDES,
+    ),
     *solvers("lu", "LinalgLuBackward0", lambda a: torch.linalg.lu(square(a))[1:], *SIDES),
     *solvers("L of lu", "LinalgLuBackward0", lambda a: torch.linalg.lu(square(a))[1], *SIDES[:2]),
     *solvers("U of lu", "LinalgLuBackward0", lambda a: torch.linalg.lu(square(a))[2], *SIDES[:2]),
