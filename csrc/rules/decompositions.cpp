@@ -1,6 +1,6 @@
 // Decompositions (see matrices.h), with P = U' dA V and F_ij = 1 / (l_j - l_i) off the diagonal:
 //
-//     A V = V diag(l)    P = V' dA V, dl = diag(P), dV = V (F o P)
+//     A V = V diag(l)    P = V' sym(dA) V, dl = diag(P), dV = V (F o P)
 //     A = U diag(s) V'   ds = diag(P), dU = U (F o (P s + s P')) + (1 - U U') dA V / s,
 //                        dV = V (F o (s P + P' s)) + (1 - V V') dA' U / s, with l = s^2 in F
 //     A = Q R            T = dA R^-1, C = Q' T, X = tril(C, -1) - its transpose,
@@ -46,14 +46,14 @@ void symmetric_eigen() {
         const Tensor &values = l.saved[0], &v = l.saved[1];
         const Dual half = Dual(v.mT()) * Dual({}, dx[0]);
         if (!all && !l.used[1]) return {{values, row_sums(times(half, v.mT())).t}, v};
-        const Dual p = half * Dual(v);
-        return {{values, row_sums(times(half, v.mT())).t}, {v, (Dual(v) * times(p, gaps(values))).t}};
+        const Dual p = half * Dual(v), even = scaled(0.5, p + transposed(p));
+        return {{values, row_sums(times(half, v.mT())).t}, {v, (Dual(v) * times(even, gaps(values))).t}};
       },
       [](N&, Local&, const Duals& seen, const Duals& gy) -> Duals {
         const Dual &values = seen[0], &v = seen[1];
         Dual inner;
         if (!gy[0].absent()) inner = diagonal(gy[0]);
-        if (!gy[1].absent()) inner = inner + times(gaps(values), transposed(v) * gy[1]);
+        if (!gy[1].absent()) inner = inner + scaled(0.5, times(gaps(values), skew(transposed(v) * gy[1])));
         return {v * inner * transposed(v)};
       });
 }
