@@ -165,31 +165,57 @@ void cross_distances(const char* name) {
 }
 
 // Of all pairs i < j of rows of one matrix [n, m], in a row: the upper triangle of the square of distances.
+// The triangle is no strided view of the square, but each of its rows is: where the square would be large,
+// they are taken one by one.
+struct Triangle {
+  int64_t n;
+  int64_t pairs() const { return n * (n - 1) / 2; }
+
+  Geometry row_in_square(int64_t i) const { return {{n - 1 - i}, {1}, i * n + i + 1}; }
+  Geometry row_in_pairs(int64_t i) const { return {{n - 1 - i}, {1}, i * (2 * n - i - 1) / 2}; }
+  bool small(const Tangent& t) const { return t.K == 1 || n <= 64; }
+  Tensor index(const at::TensorOptions& options) const {
+    const Tensor ij = at::triu_indices(n, n, 1, options.dtype(at::kLong).requires_grad(std::nullopt));
+    return ij.select(0, 0) * n + ij.select(0, 1);
+  }
+  Tensor into_square(const Tensor& t) const {  // [..., pairs] -> [..., n n]
+    Shape shape(t.sizes().begin(), t.sizes().end());
+    shape.back() = n * n;
+    return at::zeros(shape, t.options().requires_grad(std::nullopt)).index_copy(-1, index(t.options()), t);
+  }
+
+  Tangent from_square(Tangent t) const {
+    const Shape out{pairs()};
+    t = view(std::move(t), {n * n});
+    if (small(t)) {
+      return map_axes(std::move(t), {0}, out, [this](const Tensor& rows, const Tensor&) {
+        return rows.index_select(-1, index(rows.options()));
+      });
+    }
+    Tangent y = zero_like(t, out);
+    for (int64_t i = 0; i + 1 < n; ++i) {
+      accumulate(y, put(take(t, row_in_square(i)), row_in_pairs(i), out), false);
+    }
+    return y;
+  }
+  Tangent to_square(const Tangent& y) const {
+    const Shape flat{n * n};
+    Tangent t = zero_like(y, flat);
+    if (small(y)) {
+      t = map_axes(y, {0}, flat, [this](const Tensor& rows, const Tensor&) { return into_square(rows); });
+    } else {
+      for (int64_t i = 0; i + 1 < n; ++i) {
+        accumulate(t, put(take(y, row_in_pairs(i)), row_in_square(i), flat), false);
+      }
+    }
+    return view(std::move(t), {1, n, n});
+  }
+};
+
 void own_distances() {
   using N = gen::PdistBackward0;
   auto pairs = [](Local& l) { return Pairs{l, node<N>(l).p}; };
-  auto count = [](const Local& l) { return l.saved[0].size(1); };
-  // Row i of the triangle within the square, and within the result.
-  auto within_square = [](int64_t i, int64_t n) { return Geometry{{n - 1 - i}, {1}, i * n + i + 1}; };
-  auto within_row = [](int64_t i, int64_t n) { return Geometry{{n - 1 - i}, {1}, i * (2 * n - i - 1) / 2}; };
-  auto from_square = [=](Local& l, Tangent t) {
-    const int64_t n = count(l);
-    t = view(std::move(t), {n * n});
-    Tangent y = zero_like(t, l.out_shape[0]);
-    for (int64_t i = 0; i + 1 < n; ++i) {
-      accumulate(y, put(take(t, within_square(i, n)), within_row(i, n), l.out_shape[0]), false);
-    }
-    return y;
-  };
-  auto to_square = [=](Local& l, const Tangent& y) {
-    const int64_t n = count(l);
-    const Shape flat{n * n};
-    Tangent t = zero_like(y, flat);
-    for (int64_t i = 0; i + 1 < n; ++i) {
-      accumulate(t, put(take(y, within_row(i, n)), within_square(i, n), flat), false);
-    }
-    return view(std::move(t), {1, n, n});
-  };
+  auto triangle = [](const Local& l) { return Triangle{l.in_shape[0][0]}; };
   auto both = [](Local& l, const Tangents& dx) {
     const Tangent t = view(dx[0], {1, l.in_shape[0][0], l.in_shape[0][1]});
     return Tangents{t, t};
@@ -204,16 +230,16 @@ void own_distances() {
     save_pairs(l, (x.unsqueeze(1) - x.unsqueeze(0)).unsqueeze(0), node<N>(l).p);
   };
   rule.push = [=](Local& l, const Tangents& dx) -> Tangents {
-    return {from_square(l, pairs(l).push(both(l, dx)))};
+    return {triangle(l).from_square(pairs(l).push(both(l, dx)))};
   };
-  rule.pull = [=](Local& l, const Tangents& dgy) { return result(l, pairs(l).pull(to_square(l, dgy[0]))); };
+  rule.pull = [=](Local& l, const Tangents& dgy) {
+    return result(l, pairs(l).pull(triangle(l).to_square(dgy[0])));
+  };
   rule.curve = [=](Local& l, const std::vector<Tensor>& gy, const Tangents& dx) -> Tangents {
     if (!bends(node<N>(l).p) || l.saved[0].numel() == 0) return Tangents(1);
-    const int64_t n = count(l);
-    const auto options = gy[0].options().requires_grad(std::nullopt);
-    const Tensor index = at::ones({n, n}, options.dtype(at::kBool)).triu(1);
-    const Tensor square = at::zeros({n, n}, options).masked_scatter(index, gy[0]);
-    return result(l, pairs(l).curve(square.unsqueeze(0), both(l, dx)));
+    const int64_t n = l.in_shape[0][0];
+    const Tensor square = triangle(l).into_square(gy[0]).reshape({1, n, n});
+    return result(l, pairs(l).curve(square, both(l, dx)));
   };
   add_rule("PdistBackward0", std::move(rule));
 }
