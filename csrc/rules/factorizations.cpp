@@ -31,17 +31,27 @@ void cholesky(const char* name) {
         const Tensor L = turned(n, stacked(l, factor)).v;
         return {L, triangular_inverse(L, /*upper=*/false, false)};
       },
-      [turned](N& n, Local& l, const Tangents& dx, bool) -> Duals {
+      [turned](N& n, Local& l, const Tangents& dx, bool all) -> Duals {
         const Tensor &L = l.saved[0], &inverse = l.saved[1];
-        const Dual da = symmetric(Dual({}, dx[0]));
-        const Dual dl = Dual(L) * half_lower(Dual(inverse) * da * Dual(inverse.mT()));
-        return {turned(n, {L, dl.t}), {L, dl.t}, inverse};
+        const Dual phi = half_lower(symmetric(Dual(inverse) * Dual({}, dx[0]) * Dual(inverse.mT())));
+        return {turned(n, {L, all ? Tangent() : (Dual(L) * phi).t}), {inverse, phi.t}};
       },
-      [turned](N& n, Local&, const Duals& seen, const Duals& gy) -> Duals {
-        const Dual& L = seen[1];
-        const Solver solver{seen[2].v, L.t};
-        const Dual f = half_lower(transposed(L) * turned(n, gy[0]));
-        return {symmetric(solve_right(solve_transposed(solver, f), solver))};
+      [turned](N& n, Local& l, const Duals& seen, const Duals& gy) -> Duals {
+        const Tensor &L = l.saved[0], &inverse = l.saved[1];
+        const Dual phi({}, seen[1].t);
+        Dual m = turned(n, gy[0]);
+        if (phi.moves()) {
+          if (l.memo.empty()) l.memo = {at::matmul(L.mT(), m.v)};
+          m = {l.memo[0], (transposed(phi) * Dual(l.memo[0])).t};
+        } else {
+          m = Dual(L.mT()) * m;
+        }
+        Dual f = symmetric(half_lower(m));
+        if (phi.moves()) {
+          const Dual e = transposed(phi) * Dual(f.v);
+          f = f - e - transposed(e);
+        }
+        return {Dual(inverse.mT()) * Dual({}, f.t) * Dual(inverse)};
       });
 }
 
