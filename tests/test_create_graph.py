@@ -199,3 +199,13 @@ def test_where_stock_has_no_second_derivative_there_is_a_third(hessian, op):
     torch.testing.assert_close(ours, wanted)
     forward = hessian(func, (x, y), vectorize=True, outer_jacobian_strategy="forward-mode")
     torch.testing.assert_close(forward, hessian(reference, (x, y)))
+
+
+def test_the_third_derivative_of_a_determinant_that_vanishes_is_not_made_up(hessian):
+    x = torch.randn(2, 3, 3, dtype=f64)
+    x[0, 2] = x[0, 1]
+    x.requires_grad_()
+    H = hessian(lambda x: torch.linalg.det(x).sin().sum(), x, create_graph=True)
+    assert_close(H, stock(lambda x: torch.linalg.det(x).sin().sum(), x))
+    (third,) = torch.autograd.grad(H.sin().sum(), x)
+    assert third[0].isnan().all() and third[1].isfinite().all()

@@ -218,9 +218,11 @@ Cofactors of_inverse(const Tensor& a, const Tensor& det) {
   const double most = 100 * (a.scalar_type() == at::kDouble ? 2.2e-16 : 1.2e-7);
   const Tensor singular = s.narrow(1, s.size(1) - 1, 1).le(most * s.narrow(1, 0, 1)).unsqueeze(2);
   const Tensor some = at::where(singular, unit, a);
+  // Zero, with NaN for a derivative: |a - a|.
+  const Tensor unknown = at::where(singular, a - a.detach(), unit).square().sum({1, 2}, true).sqrt();
   return {at::where(singular, c.p, inverse_of(some)), at::where(singular, c.q, unit),
-          at::where(singular, c.one, det.expand_as(c.one)),
-          at::where(singular, c.two, det * at::rsub(unit, 1))};
+          at::where(singular, c.one + unknown, det.expand_as(c.one)),
+          at::where(singular, c.two + unknown, det * at::rsub(unit, 1))};
 }
 
 void determinant() {
