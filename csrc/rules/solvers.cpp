@@ -111,8 +111,7 @@ Dual pseudo_inverse_back(const Dual& a, const Dual& p, const Dual& gp) {
 
 void pseudo_inverse() {
   using N = gen::LinalgPinvBackward0;
-  matrix_function<N>(
-      "LinalgPinvBackward0",
+  Rule rule = matrix_rule<N>(
       [](N& n, Local& l) -> std::vector<Tensor> {
         l.batch = batch_of(l.in_shape[0], 2);
         return {stacked(l, l.unpack(n.result_)), stacked(l, l.unpack(n.self_))};
@@ -123,7 +122,22 @@ void pseudo_inverse() {
       },
       [](N&, Local&, const Duals& seen, const Duals& gy) -> Duals {
         return {pseudo_inverse_back(seen[1], seen[0], gy[0])};
-      });
+      },
+      always_matrix);
+  // As stock's loop has it, x -> d<x, pull(gy)>/dA: of the pseudo-inverse of a matrix that was called
+  // Hermitian and is not, whose backward is not its gradient, only this is the row of its Hessian.
+  rule.curve = [](Local& l, const std::vector<Tensor>& gy, const Tangents& dx) -> Tangents {
+    const Dual p(l.saved[0]), a(l.saved[1]), g(gy[0].reshape(l.saved[0].sizes()));
+    const Dual x({}, stacked(l, dx[0], Form::matrix)), xt = transposed(x);
+    const Dual pt = transposed(p), at = transposed(a), gt = transposed(g);
+    const Dual u = pt * (p * gt), v = gt * p * pt;
+    const Dual y = (x - x * (at * pt)) * g, w = g * (x - (pt * at) * x);
+    const Dual gp = p * (y + transposed(y)) + (w + transposed(w)) * p - transposed(u) * x * at -
+                    at * x * transposed(v) - (g * pt) * xt - xt * (pt * g);
+    const Dual ga = pseudo_inverse_back(a, p, {{}, gp.t}) - transposed(u * p) * x - x * transposed(p * v);
+    return {unstacked(l, ga.t, Form::matrix)};
+  };
+  add_rule("LinalgPinvBackward0", std::move(rule));
 }
 
 // X = A^+ B, and where asked for the sums of squares of R = A X - B.
