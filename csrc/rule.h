@@ -61,6 +61,8 @@ struct Local {
   std::vector<Factor> second;        // elementwise: d2f/dx_i dx_j at [i * inputs + j]
   std::vector<Tensor> memo;          // values that a rule derived in one sweep and reuses in the next
   std::shared_ptr<const void> plan;  // what the op's arguments come down to, in the rule's own terms
+  Shape batch;                       // functions of matrices: the axes before those of the matrices
+  bool vectors = false;              // and whether their right-hand sides are vectors
   std::shared_ptr<Local> inner;      // CopySlices: the op that was applied in place to a view
 
   // What the autograd rule keeps of its step.

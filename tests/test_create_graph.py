@@ -172,3 +172,40 @@ def test_the_hessian_of_a_norm_layer_is_that_of_stock(hessian, name):
     for create_graph in (False, True):
         got = hessian(NORMS[name], x, create_graph=create_graph)
         assert_close(got, stock(NORMS[name], x))
+
+
+# ---- where stock has no second derivative --------------------------------------------------------
+
+
+@pytest.mark.parametrize("op", [torch.cdist, lambda x, y: F.pdist(torch.cat([x, y]))])
+def test_where_stock_has_no_second_derivative_there_is_a_third(hessian, op):
+    def func(x, y):
+        return op(x, y).sin().sum()
+
+    def reference(x, y):
+        rows = (x[:, None] - y) if op is torch.cdist else (z := torch.cat([x, y]))[i] - z[j]
+        return torch.linalg.vector_norm(rows, dim=-1).sin().sum()
+
+    def third(route):
+        H = route((x, y))
+        return torch.autograd.grad(sum(b.sin().sum() for row in H for b in row), (x, y))
+
+    i, j = torch.triu_indices(5, 5, 1)
+    x, y = (torch.randn(n, 3, dtype=f64, requires_grad=True) for n in (3, 2))
+    with pytest.raises(NotImplementedError):
+        stock(func, (x, y))
+    ours = third(lambda xs: hessian(func, xs, create_graph=True))
+    wanted = third(lambda xs: stock(reference, xs, create_graph=True))
+    torch.testing.assert_close(ours, wanted)
+    forward = hessian(func, (x, y), vectorize=True, outer_jacobian_strategy="forward-mode")
+    torch.testing.assert_close(forward, hessian(reference, (x, y)))
+
+
+def test_the_third_derivative_of_a_determinant_that_vanishes_is_not_made_up(hessian):
+    x = torch.randn(2, 3, 3, dtype=f64)
+    x[0, 2] = x[0, 1]
+    x.requires_grad_()
+    H = hessian(lambda x: torch.linalg.det(x).sin().sum(), x, create_graph=True)
+    assert_close(H, stock(lambda x: torch.linalg.det(x).sin().sum(), x))
+    (third,) = torch.autograd.grad(H.sin().sum(), x)
+    assert third[0].isnan().all() and third[1].isfinite().all()
