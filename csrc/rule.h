@@ -47,6 +47,8 @@ struct Factor {
 Tangent scale(Tangent t, const Factor& f);
 bool same(const Factor& a, const Factor& b);
 
+struct Replay;  // see rules/replay.h
+
 // One step as its rule sees it. What a rule unpacks or derives from the node it keeps here, once.
 struct Local {
   Node* node = nullptr;
@@ -56,11 +58,12 @@ struct Local {
   std::vector<bool> used;        // per output: what lies above reads it
   std::vector<Shape> out_shape;  // per output
   std::vector<at::TensorOptions> out_options;
-  std::vector<Tensor> saved;     // what `save` unpacked
-  std::vector<Factor> first;     // elementwise: df/dx_i
-  std::vector<Factor> second;    // elementwise: d2f/dx_i dx_j at [i * inputs + j]
-  std::vector<Tensor> memo;      // values that a rule derived in one sweep and reuses in the next
-  std::shared_ptr<Local> inner;  // CopySlices: the op that was applied in place to a view
+  std::vector<Tensor> saved;       // what `save` unpacked
+  std::vector<Factor> first;       // elementwise: df/dx_i
+  std::vector<Factor> second;      // elementwise: d2f/dx_i dx_j at [i * inputs + j]
+  std::vector<Tensor> memo;        // values that a rule derived in one sweep and reuses in the next
+  std::shared_ptr<Local> inner;    // CopySlices: the op that was applied in place to a view
+  std::shared_ptr<Replay> replay;  // the op computed anew in parts
 
   // What the autograd rule keeps of its step.
   struct {
