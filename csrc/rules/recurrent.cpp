@@ -8,8 +8,14 @@
 // They are computed anew in parts: cuDNN and MIOpen cannot be differentiated twice.
 #include "factors.h"
 #include "replay.h"
+#include "shapes.h"
 
+#include <ATen/ATen.h>
 #include <torch/csrc/autograd/functions/utils.h>
+
+#include <functional>
+#include <numeric>
+#include <tuple>
 
 namespace hesse::rules {
 
@@ -64,11 +70,14 @@ State below(const State& a, const State& b) {
   return {at::cat({a.h, b.h}), a.c.defined() ? at::cat({a.c, b.c}) : Tensor()};
 }
 
-// x: [sum(sizes), features], the rows of all steps, of which each has as many as sequences are that long:
-// longest first, so that sizes decrease. Returns the h of all steps, and the last state of each sequence.
+// x: [steps, batch, features]; or packed, [sum(sizes), features], the rows of all steps, of which each has as
+// many as sequences are that long: longest first, so that sizes decrease. Returns the h of all steps, and the
+// last state of each sequence.
 std::pair<Tensor, State> run(Cell cell, const Weights& w, const Tensor& x, State s, const Shape& sizes,
                              bool reverse) {
-  const auto a = at::linear(x, w.w, w.b).split_with_sizes(sizes, 0);
+  const bool packed = x.dim() == 2;
+  const Tensor gates = at::linear(x, w.w, w.b);
+  const std::vector<Tensor> a = packed ? gates.split_with_sizes(sizes, 0) : gates.unbind(0);
   const auto steps = static_cast<int64_t>(sizes.size());
   std::vector<Tensor> h(sizes.size());
   std::vector<State> ended;
@@ -85,7 +94,7 @@ std::pair<Tensor, State> run(Cell cell, const Weights& w, const Tensor& x, State
     h[t] = s.h;
   }
   for (; !ended.empty(); ended.pop_back()) s = below(s, ended.back());
-  return {at::cat(h), s};
+  return {packed ? at::cat(h) : at::stack(h), s};
 }
 
 struct Network {
@@ -102,7 +111,6 @@ std::vector<Tensor> run(const Network& net, Tensor x, const std::vector<Weights>
   if (!packed) {
     if (net.batch_first) x = x.transpose(0, 1);
     sizes.assign(x.size(0), x.size(1));
-    x = x.reshape({x.size(0) * x.size(1), x.size(2)});
   }
   const size_t directions = net.bidirectional ? 2 : 1;
   std::vector<Tensor> hy, cy;
@@ -116,12 +124,9 @@ std::vector<Tensor> run(const Network& net, Tensor x, const std::vector<Weights>
       hy.push_back(last.h);
       cy.push_back(last.c);
     }
-    x = both.size() > 1 ? at::cat(both, 1) : both[0];
+    x = both.size() > 1 ? at::cat(both, -1) : both[0];
   }
-  if (!packed) {
-    x = x.view({static_cast<int64_t>(sizes.size()), hx.size(1), x.size(1)});
-    if (net.batch_first) x = x.transpose(0, 1);
-  }
+  if (!packed && net.batch_first) x = x.transpose(0, 1);
   return {x, at::stack(hy), net.cell == Cell::lstm ? at::stack(cy) : Tensor()};
 }
 
@@ -179,15 +184,13 @@ void onednn() {
                },
                [](Local& l, const std::vector<Tensor>& x) -> std::vector<Tensor> {
                  auto& n = node<N>(l);
-                 const int64_t steps = x[0].size(0), batch = x[0].size(1);
                  Weights w{x[1], x[2], {}, {}, {}};
                  if (n.has_biases) std::tie(w.b, w.b_hidden) = std::tie(x[3], x[4]);
-                 auto state = [&](const Tensor& t) { return t.reshape({batch, n.hidden_size}); };
+                 auto state = [&](const Tensor& t) { return t.reshape({x[0].size(1), n.hidden_size}); };
+                 const Shape sizes(x[0].size(0), x[0].size(1));
                  auto [y, last] =
-                     run(static_cast<Cell>(n.mode), w, x[0].reshape({steps * batch, x[0].size(2)}),
-                         {state(x[5]), state(x[6])}, Shape(steps, batch), n.reverse);
-                 return {y.view({steps, batch, n.hidden_size}), last.h.reshape(x[5].sizes()),
-                         last.c.reshape(x[6].sizes())};
+                     run(static_cast<Cell>(n.mode), w, x[0], {state(x[5]), state(x[6])}, sizes, n.reverse);
+                 return {y, last.h.reshape(x[5].sizes()), last.c.reshape(x[6].sizes())};
                }));
 }
 
@@ -197,7 +200,7 @@ void onednn() {
 Tensor biased(const Tensor& gates, const Tensor& b) { return b.defined() ? gates + b : gates; }
 
 template <class N, class State, class Forward>
-void cell(const char* name, State state, Forward forward) {
+void cell(const char* name, size_t results, State state, Forward forward) {
   Rule rule = replayed(
       [state](Local& l) {
         auto& n = node<N>(l);
@@ -207,25 +210,65 @@ void cell(const char* name, State state, Forward forward) {
       [forward](Local&, const std::vector<Tensor>& x) {
         return forward(biased(x[0], x[3]), biased(x[1], x[4]), x[2]);
       });
-  rule.covers = [](Local& l) { return !l.used.back(); };  // the workspace
+  // The workspace is no result.
+  rule.covers = [results](Local& l) { return l.used.size() <= results || !l.used[results]; };
   add_rule(name, std::move(rule));
+}
+
+// ---- packing: the rows of a padded input that are not padding, step by step -----------------------------
+
+// A step: its first sequences, of which each is a row. Step by step the sequences stay apart, as they do in
+// what reads them.
+struct Block {
+  Geometry padded, packed;
+};
+
+std::vector<Block> blocks_of(Local& l) {
+  auto& n = node<gen::PackPaddedSequenceBackward0>(l);
+  const Shape in = ints(n.input_sym_sizes), stride = row_major(in);
+  const Tensor sizes = l.unpack(n.result1_);  // always on the CPU
+  const int64_t step = stride[n.batch_first ? 1 : 0], sequence = stride[n.batch_first ? 0 : 1];
+  const int64_t row = std::accumulate(in.begin() + 2, in.end(), int64_t{1}, std::multiplies<>());
+  const auto* size = sizes.const_data_ptr<int64_t>();
+  std::vector<Block> blocks;
+  for (int64_t t = 0, at = 0; t < sizes.numel(); at += size[t++] * row) {
+    const Shape shape{size[t], row};
+    blocks.push_back({{shape, {sequence, 1}, t * step}, {shape, {row, 1}, at}});
+  }
+  return blocks;
+}
+
+void packing() {
+  Rule rule;
+  rule.push = [](Local& l, const Tangents& dx) -> Tangents {
+    Tangent dy = zero_like(dx[0], l.out_shape[0]);
+    for (const Block& b : blocks_of(l)) accumulate(dy, put(take(dx[0], b.padded), b.packed, l.out_shape[0]));
+    return {std::move(dy)};
+  };
+  rule.pull = [](Local& l, const Tangents& dgy) -> Tangents {
+    Tangent dgx = zero_like(dgy[0], l.in_shape[0]);
+    for (const Block& b : blocks_of(l)) accumulate(dgx, put(take(dgy[0], b.packed), b.padded, l.in_shape[0]));
+    return {std::move(dgx)};
+  };
+  add_rule("PackPaddedSequenceBackward0", std::move(rule));
 }
 
 }  // namespace
 
 void recurrent() {
+  packing();
   layers<gen::CudnnRnnBackward0>("CudnnRnnBackward0");
   layers<gen::MiopenRnnBackward0>("MiopenRnnBackward0");
   onednn();
   using Tensors = std::vector<Tensor>;
   cell<gen::ThnnFusedLstmCellBackward0>(
-      "ThnnFusedLstmCellBackward0", [](auto& n) -> auto& { return n.cx_; },
+      "ThnnFusedLstmCellBackward0", 2, [](auto& n) -> auto& { return n.cx_; },
       [](const Tensor& a, const Tensor& u, const Tensor& c) -> Tensors {
         State s = lstm_cell(a + u, c);
         return {s.h, s.c};
       });
   cell<gen::ThnnFusedGruCellBackward0>(
-      "ThnnFusedGruCellBackward0", [](auto& n) -> auto& { return n.hx_; },
+      "ThnnFusedGruCellBackward0", 1, [](auto& n) -> auto& { return n.hx_; },
       [](const Tensor& a, const Tensor& u, const Tensor& h) -> Tensors { return {gru_cell(a, u, h)}; });
 }
 
