@@ -42,7 +42,7 @@ struct Side {
   // Widens to what a term reaches beside its tie; false if it crosses blocks.
   template <class Step>
   bool reach(const Term& term, const Member& m, int64_t start, Step step) {
-    if (start / stride % n != 0) return false;
+    if (start < 0 || start / stride % n != 0) return false;
     int64_t last_inner = start % stride, last_outer = start / period();
     for (int64_t d = 0; d < term.rank(); ++d) {
       const int64_t s = step(term.dims[d]), last = (d == m.dim ? m.inner : term.dims[d].n) - 1;
@@ -56,9 +56,7 @@ struct Side {
     outer_end = std::max(outer_end, last_outer + 1);
     return true;
   }
-  std::pair<int64_t, int64_t> range() const {
-    return {outer * period() + inner, (outer_end - 1) * period() + (n - 1) * stride + inner_end};
-  }
+  int64_t end() const { return (outer_end - 1) * period() + (n - 1) * stride + inner_end; }
   // Where a start or a step leads within a block.
   int64_t start(int64_t at) const { return (at / period() - outer) * inners() + at % stride - inner; }
   int64_t step(int64_t s) const { return s % period() == 0 ? s / period() * inners() : s; }
@@ -81,6 +79,7 @@ std::optional<Member> find(const Tangent& t, size_t i, const Dim& tie) {
 // The terms of a tie, and the box that they would be.
 struct Group {
   Dim tie;
+  int64_t first;  // seed
   Side k, v;
   std::vector<Member> members;
   int64_t held = 0;
@@ -88,18 +87,19 @@ struct Group {
   int64_t box() const { return tie.n * k.size() * v.size(); }
 };
 
-// The leader is a term with the tie. No other may reach beyond its seeds: they are of one input.
+// The leader is a term with the tie. Seeds are counted from its first, and no other term may reach beyond its
+// last: they are of one input.
 std::optional<Group> group_of(const Tangent& t, const Dim& tie, const Term& leader) {
   const int64_t numel = t.numel();
-  Group g{tie, {tie.n, tie.ks}, {tie.n, tie.vs}, {}};
   const auto [first, last] = leader.seed_range();
+  Group g{tie, first, {tie.n, tie.ks}, {tie.n, tie.vs}, {}};
   if (numel % g.v.period() != 0) return std::nullopt;
   for (size_t i = 0; i < t.terms.size(); ++i) {
     const Term& term = t.terms[i];
     const auto m = find(t, i, tie);
     Side k = g.k, v = g.v;
-    if (!m || !k.reach(term, *m, term.k0, seeds) || !v.reach(term, *m, term.v0, values)) continue;
-    if (k.range().first < first || k.range().second > last) continue;
+    if (!m || !k.reach(term, *m, term.k0 - first, seeds) || !v.reach(term, *m, term.v0, values)) continue;
+    if (k.end() > last - first) continue;
     g.k = k;
     g.v = v;
     g.held += held_by(term);
@@ -126,7 +126,7 @@ Term sum_of(Tangent& t, const Group& g) {
       Dim& dim = term.dims[d];
       dim = d == m.dim ? Dim{dim.n, g.k.size(), 0} : Dim{dim.n, g.k.step(dim.ks), g.v.step(dim.vs)};
     }
-    term.k0 = g.k.start(term.k0);
+    term.k0 = g.k.start(term.k0 - g.first);
     term.v0 = g.v.start(term.v0);
     rows.terms.push_back(std::move(term));
   }
@@ -138,7 +138,7 @@ Term sum_of(Tangent& t, const Group& g) {
               {k.inners(), 1, 0},
               {v.outer_end, 0, v.period()},
               {v.inner_end, 0, 1}};
-  box.k0 = k.outer * k.period() + k.inner;
+  box.k0 = g.first + k.outer * k.period() + k.inner;
   box.core = dense(rows).reshape(sizes_of(box));
   box.owned = true;
   squeeze(box);
