@@ -185,4 +185,12 @@ SCENARIOS = (
         skips=NO_BACKWARD,
         reference=lambda q, k, v, bias: attention(q, k, v, bias, scale=0.7),
     ),
+    Scenario(
+        "attention of another device, with a mask",
+        ("ScaledDotProductFusedAttentionOverrideableBackward0",),
+        lambda q, k, v: overrideable(q, k, v, NONE),
+        SMALL,
+        skips=NO_BACKWARD,
+        reference=lambda q, k, v: attention(q, k, v, NONE, scale=0.7),
+    ),
 )
