@@ -51,7 +51,7 @@ class Live {
     });
   }
   void begin_step() const {
-    ledger().live_bytes = bytes_;
+    ledger().live_bytes = bytes_ + ledger().kept_bytes;
     ledger().step_bytes = 0;
   }
 
@@ -283,7 +283,8 @@ std::vector<Tangent> back(Linearization& lin, Slots& dx_slots, Slots& dg, const 
 
 }  // namespace
 
-std::vector<Tangent> sweep_forward(Linearization& lin, int64_t K, const Seeds& seeds) {
+std::vector<Tangent> sweep_forward(Linearization& lin, int64_t K, const Seeds& seeds,
+                                   std::vector<Tangent>* kept) {
   std::vector<Tangent> dxs = empty_slots(lin.graph, K);
   seeds(dxs);
   Live live;
@@ -293,6 +294,15 @@ std::vector<Tangent> sweep_forward(Linearization& lin, int64_t K, const Seeds& s
   for (size_t o = 0; o < lin.graph.outputs.size(); ++o) {
     const int slot = lin.graph.outputs[o];
     outputs.push_back(slot >= 0 ? slots[slot] : zero_tangent(lin.outputs[o], K));
+  }
+  if (kept) {
+    *kept = empty_slots(lin.graph, K);
+    for (const Step& step : lin.graph.steps) {
+      if (!step.rule->curve) continue;
+      for (int i : step.in) {
+        if (i >= 0) (*kept)[i] = slots[i];
+      }
+    }
   }
   return outputs;
 }
@@ -314,6 +324,12 @@ std::vector<Tangent> sweep_hessian(Linearization& lin, int64_t K, const Seeds& s
   Slots slots(std::move(dxs), live), dg(empty_slots(lin.graph, K), live);
   forward(lin, slots, live, K, /*only_curved=*/true);
   return back(lin, slots, dg, live, K, /*with_curve=*/true, half);
+}
+
+std::vector<Tangent> sweep_hessian(Linearization& lin, int64_t K, std::vector<Tangent> kept) {
+  Live live;
+  Slots slots(std::move(kept), live), dg(empty_slots(lin.graph, K), live);
+  return back(lin, slots, dg, live, K, /*with_curve=*/true, {});
 }
 
 }  // namespace hesse

@@ -6,6 +6,8 @@
 #include <c10/core/impl/LocalDispatchKeySet.h>
 
 #include <algorithm>
+#include <optional>
+#include <utility>
 
 namespace hesse {
 
@@ -14,6 +16,11 @@ struct Replay {
   Linearization lin;
   std::vector<size_t> input, output;  // which of the op's the inputs and outputs of `lin` are
   bool adjoints = false;              // known to `lin`
+  // From push to curve: dx, and the tangents that it became. A curve that is asked for fewer seeds sweeps
+  // anew.
+  Tangents dx;
+  std::vector<Tangent> kept;
+  int64_t kept_bytes = 0;
 };
 
 namespace rules {
@@ -95,10 +102,27 @@ Tangents place(std::vector<Tangent> ts, const std::vector<size_t>& index, size_t
   return all;
 }
 
+int64_t bytes_of(const std::vector<Tangent>& ts) {
+  int64_t bytes = 0;
+  for (const Tangent& t : ts) {
+    for (const Term& term : t.terms) {
+      if (term.owned && term.core.defined()) bytes += static_cast<int64_t>(term.core.nbytes());
+    }
+  }
+  return bytes;
+}
+
 Tangents push(Local& l, const Tangents& dx) {
-  const StepLedger scope;
   Replay& r = *l.replay;
-  return place(sweep_forward(r.lin, seeds_of(dx), from(r, dx)), r.output, l.out_shape.size());
+  Tangents dy;
+  {
+    const StepLedger scope;
+    dy = sweep_forward(r.lin, seeds_of(dx), from(r, dx), &r.kept);
+  }
+  r.dx = dx;
+  r.kept_bytes = bytes_of(r.kept);
+  ledger().kept_bytes += r.kept_bytes;
+  return place(std::move(dy), r.output, l.out_shape.size());
 }
 
 Tangents pull(Local& l, const Tangents& dgy) {
@@ -110,7 +134,6 @@ Tangents pull(Local& l, const Tangents& dgy) {
 }
 
 Tangents curve(Local& l, const std::vector<Tensor>& gy, const Tangents& dx) {
-  const StepLedger scope;
   Replay& r = *l.replay;
   if (!r.adjoints) {
     std::vector<Tensor> seeds;
@@ -118,7 +141,16 @@ Tangents curve(Local& l, const std::vector<Tensor>& gy, const Tangents& dx) {
     seed(r.lin, std::move(seeds));
     r.adjoints = true;
   }
-  return place(sweep_hessian(r.lin, seeds_of(dx), from(r, dx), {}), r.input, l.inputs());
+  const bool known = r.dx.size() == dx.size() && std::equal(dx.begin(), dx.end(), r.dx.begin(),
+                                                            [](auto& a, auto& b) { return same(a, b); });
+  std::vector<Tangent> kept = std::exchange(r.kept, {});
+  r.dx.clear();
+  ledger().kept_bytes -= std::exchange(r.kept_bytes, 0);
+  const int64_t K = seeds_of(dx);
+  const StepLedger scope;
+  std::vector<Tangent> dgx =
+      known ? sweep_hessian(r.lin, K, std::move(kept)) : sweep_hessian(r.lin, K, from(r, dx), {});
+  return place(std::move(dgx), r.input, l.inputs());
 }
 
 }  // namespace
