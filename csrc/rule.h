@@ -81,11 +81,14 @@ struct Rule {
   using Save = std::function<void(Local&)>;
   using Linear = std::function<Tangents(Local&, const Tangents&)>;
   using Curve = std::function<Tangents(Local&, const std::vector<Tensor>& gy, const Tangents& dx)>;
+  using Both =
+      std::function<Tangents(Local&, const std::vector<Tensor>& gy, const Tangents& dgy, const Tangents& dx)>;
   Covers covers;  // whether this node, of which nothing is unpacked yet, is the rule's; absent: always
   Save save;
   Linear push;  // one tangent per output
   Linear pull;  // one tangent per input; those not wanted are left empty (K = 0)
   Curve curve;  // likewise
+  Both both;    // pull(dgy) + curve(gy, dx), of a rule that has less work with the two at once
   bool native = true;
   bool reindexes = false;   // pull only moves values: what it returns is a strided view's transpose
   bool multiplies = false;  // pull's einsum yields the input's gradient as it is

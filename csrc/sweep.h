@@ -21,7 +21,8 @@ struct Half {
 };
 // H dx, one tangent per input.
 std::vector<Tangent> sweep_hessian(Linearization& lin, int64_t K, const Seeds& seeds, const Half& half);
-// The same from what sweep_forward kept.
-std::vector<Tangent> sweep_hessian(Linearization& lin, int64_t K, std::vector<Tangent> kept);
+// H dx + J' dgy, from what sweep_forward kept of dx.
+std::vector<Tangent> sweep_hessian(Linearization& lin, int64_t K, std::vector<Tangent> kept,
+                                   std::vector<Tangent> dgys);
 
 }  // namespace hesse

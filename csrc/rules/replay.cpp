@@ -125,15 +125,19 @@ Tangents push(Local& l, const Tangents& dx) {
   return place(std::move(dy), r.output, l.out_shape.size());
 }
 
+std::vector<Tangent> outputs_of(const Replay& r, const Tangents& dgy) {
+  std::vector<Tangent> own;
+  for (size_t o : r.output) own.push_back(dgy[o]);
+  return own;
+}
+
 Tangents pull(Local& l, const Tangents& dgy) {
   const StepLedger scope;
   Replay& r = *l.replay;
-  Tangents own;
-  for (size_t o : r.output) own.push_back(dgy[o]);
-  return place(sweep_back(r.lin, seeds_of(dgy), std::move(own)), r.input, l.inputs());
+  return place(sweep_back(r.lin, seeds_of(dgy), outputs_of(r, dgy)), r.input, l.inputs());
 }
 
-Tangents curve(Local& l, const std::vector<Tensor>& gy, const Tangents& dx) {
+Tangents both(Local& l, const std::vector<Tensor>& gy, const Tangents& dgy, const Tangents& dx) {
   Replay& r = *l.replay;
   if (!r.adjoints) {
     std::vector<Tensor> seeds;
@@ -148,9 +152,12 @@ Tangents curve(Local& l, const std::vector<Tensor>& gy, const Tangents& dx) {
   ledger().kept_bytes -= std::exchange(r.kept_bytes, 0);
   const int64_t K = seeds_of(dx);
   const StepLedger scope;
-  std::vector<Tangent> dgx =
-      known ? sweep_hessian(r.lin, K, std::move(kept)) : sweep_hessian(r.lin, K, from(r, dx), {});
-  return place(std::move(dgx), r.input, l.inputs());
+  if (!known) sweep_forward(r.lin, K, from(r, dx), &kept);
+  return place(sweep_hessian(r.lin, K, std::move(kept), outputs_of(r, dgy)), r.input, l.inputs());
+}
+
+Tangents curve(Local& l, const std::vector<Tensor>& gy, const Tangents& dx) {
+  return both(l, gy, Tangents(l.out_shape.size()), dx);
 }
 
 }  // namespace
@@ -161,6 +168,7 @@ Rule replayed(ReplayInputs inputs, ReplayForward forward) {
   rule.push = push;
   rule.pull = pull;
   rule.curve = curve;
+  rule.both = both;
   return rule;
 }
 
