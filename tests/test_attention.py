@@ -164,6 +164,7 @@ def test_transformer_decoder_layer(batch_first, train):
     assert_agrees(f, randn(3, 2, 4), randn(3, 2, 4))
 
 
+@pytest.mark.filterwarnings("ignore:enable_nested_tensor is True")
 @pytest.mark.parametrize("train", [False, True], ids=["eval", "train"])
 def test_transformer(train):
     module = transformer().train(train)
@@ -232,6 +233,31 @@ def test_narrow_dtypes(dtype):
     assert ours.dtype == dtype
     rtol = 1e-4 if dtype == torch.float32 else 3e-2
     torch.testing.assert_close(ours.to(f64), exact, rtol=rtol, atol=rtol)
+
+
+def twice(a, b):
+    y = F.scaled_dot_product_attention(a, a, a.cos())
+    return F.scaled_dot_product_attention(y, b, b).sin().sum()
+
+
+@pytest.mark.parametrize("chunk_size", [None, 5, 12, 1])
+def test_several_inputs_and_chunks(chunk_size):
+    xs = randn(1, 2, 3, 2), randn(1, 2, 4, 2)
+    blocks = hesse.hessian(twice, xs, chunk_size=chunk_size)
+    torch.testing.assert_close(blocks, by_stock(twice, xs), rtol=1e-9, atol=1e-11)
+
+
+def test_autocast_and_hooks_around_the_call():
+    q = randn(1, 2, 3, 2).float()
+
+    def f(q):
+        return F.scaled_dot_product_attention(q, q, q).float().sin().sum()
+
+    exact = hesse.hessian(f, q)
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: x.clone(), lambda x: x):
+        torch.testing.assert_close(hesse.hessian(f, q), exact)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(hesse.hessian(f, q), exact, rtol=0.05, atol=0.05)
 
 
 @pytest.mark.parametrize("shape", [(0, 2, 3, 2), (2, 0, 3, 2), (1, 1, 0, 2)])
