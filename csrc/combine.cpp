@@ -239,6 +239,7 @@ Term sum_of(Tangent& t, const Group& g) {
   box.k0 = g.first + g.k.begin();
   box.core = dense(rows).reshape(sizes_of(box));
   box.owned = true;
+  box.spoiled = rows.terms[0].spoiled;
   squeeze(box);
   return box;
 }
