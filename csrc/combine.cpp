@@ -7,7 +7,6 @@
 #include <ATen/ATen.h>
 
 #include <algorithm>
-#include <functional>
 #include <limits>
 #include <optional>
 #include <vector>
@@ -31,29 +30,46 @@ int64_t seeds(const Dim& d) { return d.ks; }
 int64_t values(const Dim& d) { return d.vs; }
 bool is_tie(const Dim& d) { return d.ks > 0 && d.vs > 0 && d.n > 1; }
 
+// Whether `tie` is a dimension, or the outer part of one that goes on `inner` times within its blocks.
+bool leads(const Dim& own, const Dim& tie, int64_t& inner) {
+  if (own == tie) {
+    inner = 1;
+    return true;
+  }
+  if (!is_tie(own) || own.n <= tie.n || tie.ks % own.ks != 0) return false;
+  inner = tie.ks / own.ks;
+  return own.n == tie.n * inner && tie.vs == own.vs * inner;
+}
+
+bool has(const Term& term, const Dim& tie) {
+  int64_t inner;
+  return std::any_of(term.dims.begin(), term.dims.end(),
+                     [&](const Dim& own) { return leads(own, tie, inner); });
+}
+
 // Splits dimensions until each of the ties is one of them. Tells which; nothing where a tie is not there.
-std::optional<Shape> expose(Dims& dims, const Dims& ties,
-                            const std::function<void(int64_t d, int64_t inner)>& split = {}) {
+template <class Split>
+std::optional<Shape> expose(Dims& dims, const Dims& ties, Split split) {
   Shape at;
   for (const Dim& tie : ties) {
-    int64_t d = 0;
-    for (; d < static_cast<int64_t>(dims.size()); ++d) {
+    int64_t d = 0, inner = 1;
+    const auto rank = static_cast<int64_t>(dims.size());
+    while (d < rank && !leads(dims[d], tie, inner)) ++d;
+    if (d == rank) return std::nullopt;
+    if (inner > 1) {
       const Dim own = dims[d];
-      if (!is_tie(own) || tie.ks % own.ks != 0 || tie.vs % own.vs != 0) continue;
-      const int64_t inner = tie.ks / own.ks;
-      if (tie.vs / own.vs != inner || own.n != tie.n * inner) continue;
-      if (inner > 1) {
-        dims[d] = tie;
-        dims.insert(dims.begin() + d + 1, {inner, own.ks, own.vs});
-        for (int64_t& other : at) other += other > d ? 1 : 0;
-        if (split) split(d, inner);
-      }
-      break;
+      dims[d] = tie;
+      dims.insert(dims.begin() + d + 1, {inner, own.ks, own.vs});
+      for (int64_t& other : at) other += other > d ? 1 : 0;
+      split(d, inner);
     }
-    if (d == static_cast<int64_t>(dims.size())) return std::nullopt;
     at.push_back(d);
   }
   return at;
+}
+
+std::optional<Shape> expose(Dims& dims, const Dims& ties) {
+  return expose(dims, ties, [](int64_t, int64_t) {});
 }
 
 // Seeds or values beside the ties: digits of a position, outermost first. Digit j counts in units, up to a
@@ -164,9 +180,9 @@ Dims shared_ties(const Tangent& t, const Term& leader, const Dim& tie) {
   }
   std::sort(ties.begin(), ties.end(), [](const Dim& a, const Dim& b) { return a.ks > b.ks; });
   for (const Term& term : t.terms) {
-    Dims dims = term.dims;
-    if (!expose(dims, {tie})) continue;
-    Dims common;
+    if (!has(term, tie)) continue;
+    Dims dims = term.dims, common;
+    if (expose(dims, ties)) continue;
     for (const Dim& d : ties) {
       Dims both = common;
       both.push_back(d);
@@ -253,6 +269,14 @@ bool combine_blocks(Tangent& t) {
       const std::pair candidate{tie, leader.seed_range()};
       if (std::find(seen.begin(), seen.end(), candidate) != seen.end()) continue;
       seen.push_back(candidate);
+      int64_t held = 0;
+      size_t terms = 0;
+      for (const Term& term : t.terms) {
+        if (!has(term, tie)) continue;
+        held += held_by(term);
+        ++terms;
+      }
+      if (!outgrows(held, terms, t.numel())) continue;  // no box is smaller
       const auto group = group_of(t, leader, shared_ties(t, leader, tie));
       if (!group || !outgrows(group->held, group->members.size(), group->size())) continue;
       Term box = sum_of(t, *group);
