@@ -15,6 +15,7 @@ struct Ledger {
   int64_t gemms = 0;          // matrix products that carry seeds
   int64_t step_bytes = 0;     // seed-sized bytes allocated in the current step
   int64_t live_bytes = 0;     // seed-sized bytes alive when the current step began
+  int64_t kept_bytes = 0;     // of these, what rules keep from push to curve
   int64_t widest_bytes = 0;
   int64_t widest_terms = 0;
   int64_t budget_bytes = 0;  // of all that is alive; 0: no limit

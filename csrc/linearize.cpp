@@ -4,6 +4,8 @@
 
 #include <ATen/ATen.h>
 
+#include <algorithm>
+
 namespace hesse {
 
 Tangent conform(Tangent t, const Slot& slot) {
@@ -107,6 +109,15 @@ Linearization linearize(std::vector<Tensor> outputs, std::vector<Tensor> inputs,
   }
   reverse(lin, [](const Slot& slot) { return slot.curved_below; }, /*keep=*/true);
   return lin;
+}
+
+void seed(Linearization& lin, std::vector<Tensor> seeds) {
+  const Recording recording(lin.create_graph);
+  Ledger scratch;
+  const LedgerScope scope(scratch);
+  lin.seeds = std::move(seeds);
+  for (auto& step : lin.adjoints) std::fill(step.begin(), step.end(), Tensor());
+  reverse(lin, [](const Slot& slot) { return slot.curved_below; }, /*keep=*/true);
 }
 
 std::vector<Tensor> gradient(Linearization& lin) {

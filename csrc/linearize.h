@@ -20,6 +20,8 @@ struct Linearization {
 // seeds empty: one output with one element, seed 1.
 Linearization linearize(std::vector<Tensor> outputs, std::vector<Tensor> inputs, std::vector<Tensor> seeds,
                         bool create_graph);
+// Makes the adjoints those at other seeds.
+void seed(Linearization& lin, std::vector<Tensor> seeds);
 // One tensor per input; undefined where no output depends on it.
 std::vector<Tensor> gradient(Linearization& lin);
 

@@ -47,6 +47,8 @@ struct Factor {
 Tangent scale(Tangent t, const Factor& f);
 bool same(const Factor& a, const Factor& b);
 
+struct Replay;  // see rules/replay.h
+
 // One step as its rule sees it. What a rule unpacks or derives from the node it keeps here, once.
 struct Local {
   Node* node = nullptr;
@@ -64,6 +66,7 @@ struct Local {
   Shape batch;                       // functions of matrices: the axes before those of the matrices
   bool vectors = false;              // and whether their right-hand sides are vectors
   std::shared_ptr<Local> inner;      // CopySlices: the op that was applied in place to a view
+  std::shared_ptr<Replay> replay;    // the op computed anew in parts
 
   // What the autograd rule keeps of its step.
   struct {
@@ -81,11 +84,14 @@ struct Rule {
   using Save = std::function<void(Local&)>;
   using Linear = std::function<Tangents(Local&, const Tangents&)>;
   using Curve = std::function<Tangents(Local&, const std::vector<Tensor>& gy, const Tangents& dx)>;
+  using Both =
+      std::function<Tangents(Local&, const std::vector<Tensor>& gy, const Tangents& dgy, const Tangents& dx)>;
   Covers covers;  // whether this node, of which nothing is unpacked yet, is the rule's; absent: always
   Save save;
   Linear push;  // one tangent per output
   Linear pull;  // one tangent per input; those not wanted are left empty (K = 0)
   Curve curve;  // likewise
+  Both both;    // pull(dgy) + curve(gy, dx), of a rule that has less work with the two at once
   bool native = true;
   bool reindexes = false;   // pull only moves values: what it returns is a strided view's transpose
   bool multiplies = false;  // pull's einsum yields the input's gradient as it is

@@ -20,6 +20,14 @@ std::vector<Tangent> empty_slots(const Graph& graph, int64_t K) {
   return slots;
 }
 
+std::vector<Tangent> at_outputs(const Linearization& lin, int64_t K, std::vector<Tangent> dgys) {
+  std::vector<Tangent> slots = empty_slots(lin.graph, K);
+  for (size_t o = 0; o < lin.graph.outputs.size(); ++o) {
+    if (lin.graph.outputs[o] >= 0) accumulate(slots[lin.graph.outputs[o]], std::move(dgys[o]));
+  }
+  return slots;
+}
+
 Tangent zero_tangent(const Tensor& like, int64_t K) {
   Tangent t;
   t.K = K;
@@ -51,7 +59,7 @@ class Live {
     });
   }
   void begin_step() const {
-    ledger().live_bytes = bytes_;
+    ledger().live_bytes = bytes_ + ledger().kept_bytes;
     ledger().step_bytes = 0;
   }
 
@@ -244,7 +252,8 @@ std::vector<Tangent> back(Linearization& lin, Slots& dx_slots, Slots& dg, const 
       local.wanted = local.active;
     };
     const bool apart = step.rule->multiplies && !half.end.empty();
-    if (!all_zero(dgy)) {
+    const bool together = with_curve && step.rule->both;
+    if (!together && !all_zero(dgy)) {
       if (apart) {
         one_by_one(dgy, [&](const Tangents& own) {
           const size_t i = std::find(local.wanted.begin(), local.wanted.end(), true) - local.wanted.begin();
@@ -264,7 +273,12 @@ std::vector<Tangent> back(Linearization& lin, Slots& dx_slots, Slots& dg, const 
       if (k_end < K) restrict_all(dx, k_end);
       const auto& gy = lin.adjoints[s];
       const bool any_gy = std::any_of(gy.begin(), gy.end(), [](const Tensor& g) { return g.defined(); });
-      if (any_gy && !all_zero(dx)) {
+      const bool bends = any_gy && !all_zero(dx);
+      if (together && bends) {
+        collect(step.rule->both(local, gy, dgy, dx));
+      } else if (together && !all_zero(dgy)) {
+        collect(step.rule->pull(local, dgy));
+      } else if (bends) {
         if (apart) {
           one_by_one(dx, [&](const Tangents& own) { return step.rule->curve(local, gy, own); });
         } else {
@@ -283,7 +297,8 @@ std::vector<Tangent> back(Linearization& lin, Slots& dx_slots, Slots& dg, const 
 
 }  // namespace
 
-std::vector<Tangent> sweep_forward(Linearization& lin, int64_t K, const Seeds& seeds) {
+std::vector<Tangent> sweep_forward(Linearization& lin, int64_t K, const Seeds& seeds,
+                                   std::vector<Tangent>* kept) {
   std::vector<Tangent> dxs = empty_slots(lin.graph, K);
   seeds(dxs);
   Live live;
@@ -294,16 +309,21 @@ std::vector<Tangent> sweep_forward(Linearization& lin, int64_t K, const Seeds& s
     const int slot = lin.graph.outputs[o];
     outputs.push_back(slot >= 0 ? slots[slot] : zero_tangent(lin.outputs[o], K));
   }
+  if (kept) {
+    *kept = empty_slots(lin.graph, K);
+    for (const Step& step : lin.graph.steps) {
+      if (!step.rule->curve) continue;
+      for (int i : step.in) {
+        if (i >= 0) (*kept)[i] = slots[i];
+      }
+    }
+  }
   return outputs;
 }
 
 std::vector<Tangent> sweep_back(Linearization& lin, int64_t K, std::vector<Tangent> dgys) {
-  std::vector<Tangent> seeds = empty_slots(lin.graph, K);
-  for (size_t o = 0; o < lin.graph.outputs.size(); ++o) {
-    if (lin.graph.outputs[o] >= 0) accumulate(seeds[lin.graph.outputs[o]], std::move(dgys[o]));
-  }
   Live live;
-  Slots none({}, live), dg(std::move(seeds), live);
+  Slots none({}, live), dg(at_outputs(lin, K, std::move(dgys)), live);
   return back(lin, none, dg, live, K, /*with_curve=*/false, {});
 }
 
@@ -314,6 +334,13 @@ std::vector<Tangent> sweep_hessian(Linearization& lin, int64_t K, const Seeds& s
   Slots slots(std::move(dxs), live), dg(empty_slots(lin.graph, K), live);
   forward(lin, slots, live, K, /*only_curved=*/true);
   return back(lin, slots, dg, live, K, /*with_curve=*/true, half);
+}
+
+std::vector<Tangent> sweep_hessian(Linearization& lin, int64_t K, std::vector<Tangent> kept,
+                                   std::vector<Tangent> dgys) {
+  Live live;
+  Slots slots(std::move(kept), live), dg(at_outputs(lin, K, std::move(dgys)), live);
+  return back(lin, slots, dg, live, K, /*with_curve=*/true, {});
 }
 
 }  // namespace hesse

@@ -1,5 +1,6 @@
 #include "tangent.h"
 
+#include "combine.h"
 #include "kernels/combine.h"
 #include "kernels/workspace.h"
 #include "ledger.h"
@@ -51,17 +52,6 @@ Term dense_box(const Tensor& rows, c10::IntArrayRef shape, int64_t k0) {
   box.owned = true;
   squeeze(box);
   return box;
-}
-
-// One dense box when the terms hold more than it would, or are too many to be worth their structure.
-void combine(Tangent& t) {
-  constexpr size_t many_terms = 24;
-  if (t.terms.size() < 2) return;
-  int64_t held = 0;
-  for (const Term& term : t.terms) held += term.core.defined() ? term.core.numel() : 1;
-  const auto [first, last] = seed_range(t);
-  const int64_t box = (last - first) * t.numel();
-  if (held >= box || (t.terms.size() >= many_terms && 16 * held >= box)) densify(t);
 }
 
 }  // namespace

@@ -510,6 +510,43 @@ def test_many_small_terms_become_one_box():
     assert total.num_terms == 1
 
 
+def block_terms(offset):
+    """Terms of [seeds (5, 4), values (3, 5, 2)] that share a tie of five; seeds begin at offset."""
+    tie, normal = (5, 4, 2), torch.randn
+    full = Term((tie, (3, 0, 10), (4, 1, 0), (2, 0, 1)), offset, 0, 0.5, None, normal(5, 3, 4, 2))
+    slow = Term(((4, 1, 0), tie, (3, 0, 10)), offset, 1, 2.0, normal(1, 5, 3), normal(4, 5, 1))
+    part = Term(((2, 2, 0), tie, (2, 0, 1)), offset + 1, 10, 1.0, None, normal(2, 5, 2))
+    # One dimension that goes on within the blocks.
+    fine = Term(((10, 2, 1),), offset, 20, 3.0, normal(10), None)
+    terms = [full, slow, part, fine]
+    return [
+        Term(
+            t.dims, t.k0, t.v0, t.alpha, *(f if f is None else f.to(f64) for f in (t.coef, t.core))
+        )
+        for t in terms
+    ]
+
+
+@pytest.mark.parametrize("offset", [0, 20, 7])
+def test_terms_of_one_tie_become_one_box_of_its_blocks(offset):
+    terms = [Tangent(40, (3, 5, 2), (t,)) for t in block_terms(offset)]
+    total = Tangent(40, (3, 5, 2), ()).lazy()
+    for t in terms:
+        total = total.add(t.lazy())
+    agree(total, sum(t.dense() for t in terms))
+    # The first alone fills the blocks.
+    assert total.num_terms == 1 and total.stored == 5 * 4 * 6
+
+
+def test_boxes_of_blocks_do_not_span_seeds_of_different_terms():
+    total, expected = Tangent(40, (3, 5, 2), ()).lazy(), torch.zeros(40, 3, 5, 2, dtype=f64)
+    for t in (t for pair in zip(block_terms(0), block_terms(20), strict=True) for t in pair):
+        one = Tangent(40, (3, 5, 2), (t,))
+        total, expected = total.add(one.lazy()), expected + one.dense()
+    agree(total, expected)
+    assert total.num_terms == 2 and total.stored == 2 * 5 * 4 * 6
+
+
 def test_an_empty_value_has_no_terms():
     one = Tangent(3, (1,), (Term(((3, 1, 0),), 0, 0, 1.0, None, None),)).lazy()
     for empty in (one.expand([0]), one.take([0], [1], 0), one.expand([2, 0])):

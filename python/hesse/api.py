@@ -103,7 +103,7 @@ def hessian(
     graph = create_graph or forward
     outer, inner, y = _record(func, given, graph, strict)
     gs: list[Tensor] = []
-    flags: list[list[bool]] = []
+    flags: list[list[bool]] | None = []
     if graph or strict:
         gs = stock.gradient(y, inner)
         if strict:
