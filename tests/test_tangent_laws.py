@@ -410,6 +410,55 @@ def test_pick_axis_and_unpick_axis_are_adjoint(data):
     adjoint(x.lazy().pick_axis(axis, index), x, back, y)
 
 
+AFTERWARDS = {
+    "scale": (lambda t, c: t.scale(c), lambda rows, c: rows * c),
+    "scale, broadcast": (lambda t, c: t.scale(c[..., :1]), lambda rows, c: rows * c[..., :1]),
+    "view": (lambda t, c: t.view([c.numel()]), lambda rows, c: flat(rows)),
+    "sum of an axis": (lambda t, c: t.sum([0], False), lambda rows, c: rows.sum(1)),
+    "sum of the other": (lambda t, c: t.sum([1], True), lambda rows, c: rows.sum(2, True)),
+    "part": (lambda t, c: t.take([2, 2], [2, 1], 2), lambda rows, c: rows[:, 1:3]),
+    "part of the other": (lambda t, c: t.take([4], [2], 1), lambda rows, c: rows[:, :, 1]),
+    "permutation": (lambda t, c: t.take([2, 4], [1, 2], 0), lambda rows, c: rows.mT),
+    "put": (
+        lambda t, c: t.put([4, 2], [4, 1], 1, [4, 4]),
+        lambda rows, c: torch.nn.functional.pad(rows, (1, 1)),
+    ),
+    "flip": (lambda t, c: t.flip([0]), lambda rows, c: rows.flip(1)),
+    "product": (
+        lambda t, c: t.einsum("ij", c, "ik", "jk"),
+        lambda rows, c: torch.einsum("Zij,ik->Zjk", rows, c),
+    ),
+    "seeds cut": (lambda t, c: t.restrict_seeds(3), None),
+    "real part": (lambda t, c: t.scale(c).real(), lambda rows, c: rows * c),
+}
+
+
+@pytest.mark.parametrize("verb", AFTERWARDS)
+@pytest.mark.parametrize("scattered", [False, True], ids=["gathered", "scattered"])
+def test_every_verb_takes_what_is_placed_by_index(verb, scattered):
+    lazy, dense = AFTERWARDS[verb]
+    places = torch.tensor([2, 0, 2, 3] if not scattered else [3, 1, 1, 0, 2])
+    c, w = torch.randn(4, 2, dtype=f64), torch.randn(5, 2, dtype=f64)
+    identity_rows = torch.eye(10, dtype=f64).view(10, 5, 2)
+    x = identity(5, 2).lazy()
+    if scattered:
+        t = x.scale(w).unpick_axis(0, places, 4)
+        rows = unpicked(identity_rows * w, 0, places, 4)
+    else:
+        t, rows = x.scale(w).pick_axis(0, places), (identity_rows * w)[:, places]
+    agree(t, rows)
+    result = lazy(t, c)
+    if dense is None:
+        torch.testing.assert_close(result.dense()[:3], rows[:3])
+    else:
+        agree(result, dense(rows, c))
+    agree(result.add(result), 2 * result.dense())
+    agree(
+        lazy(t.add(x.scale(w).pick_axis(0, torch.arange(4))), c),
+        lazy(t, c).dense() + lazy(x.scale(w).pick_axis(0, torch.arange(4)), c).dense(),
+    )
+
+
 # ---- chains --------------------------------------------------------------------------------------
 
 

@@ -122,7 +122,7 @@ Tangent einsum(Tangent t, const std::string& t_axes, const Tensor& weight, const
   Tangent out = zero_like(t, shape);
   for (Term& term : t.terms) {
     Placement p;
-    place_or_densify(t, term, p);
+    place_or_densify(t, term, p, [&](int64_t a) { return w_axes.find(t_axes[a]) == npos; });
     // W on the term's dimensions, then on the axes that only W has.
     Shape size(term.rank(), 1), stride(term.rank(), 0);
     int64_t offset = w.storage_offset();

@@ -178,7 +178,7 @@ Tangent take(Tangent t, const Geometry& g) {
   for (Term& source : t.terms) {
     Term term = source;
     Placement p;
-    place_or_densify(t, term, p, /*scattered=*/true);
+    place_or_densify(t, term, p, anywhere);
     Cut cut = Cut::kept;
     for (int attempt = 0; attempt < 2; ++attempt) {
       for (int64_t a = 0; a < rank && cut == Cut::kept; ++a) {
@@ -236,7 +236,7 @@ Tangent put(Tangent t, const Geometry& g, c10::IntArrayRef shape) {
   }
   for (Term& term : t.terms) {
     Placement p;
-    place_or_densify(t, term, p, /*scattered=*/true);
+    place_or_densify(t, term, p, anywhere);
     for (int64_t d = 0; d < term.rank(); ++d) {
       term.dims[d].vs = p.axis[d] < 0 ? 0 : p.step[d] * g.stride[p.axis[d]];
     }

@@ -179,7 +179,7 @@ void box_if_better(Tangent& t, const AxesOfMap& map) {
   bool tied = false;
   for (Term& term : t.terms) {
     Placement p;
-    place_or_densify(t, term, p);
+    place_or_densify(t, term, p, [&map](int64_t a) { return !map.mapped[a] && map.known_stride[a] == 0; });
     rows += Parts(term, p, map).count();
     for (const Dim& dim : term.dims) tied = tied || (dim.ks != 0 && dim.vs != 0);
   }
@@ -199,7 +199,7 @@ Tangent map_axes(Tangent t, c10::IntArrayRef axes, c10::IntArrayRef sizes, const
   box_if_better(t, map);
   for (Term& term : t.terms) {
     Placement p;
-    place_or_densify(t, term, p);
+    place_or_densify(t, term, p, [&map](int64_t a) { return !map.mapped[a] && map.known_stride[a] == 0; });
     out.terms.push_back(map_term(t, std::move(term), p, map, f, known));
     const Term& made = out.terms.back();
     out.options = out.options.dtype((made.core.defined() ? made.core : made.coef).dtype());

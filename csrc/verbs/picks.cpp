@@ -65,7 +65,7 @@ Tangent by_term(Tangent t, int64_t axis, int64_t to_size, Move move, Map map) {
   Tangent out = zero_like(t, shape);
   for (Term& term : t.terms) {
     Placement p;
-    place_or_densify(t, term, p);
+    place_or_densify(t, term, p, [axis](int64_t a) { return a != axis; });
     const auto d = tie_along(term, p, axis, size);
     if (!d) {
       rest.terms.push_back(std::move(term));

@@ -31,6 +31,19 @@ Window window(const Term& term, const Placement* p, const Tensor& c) {
   return w;
 }
 
+// c where the values are that an index places: read in the order of the term's own dimensions.
+Tensor gathered(const Term& term, Placement& p, Tensor c) {
+  for (int64_t d = 0; d < term.rank(); ++d) {
+    const auto& places = term.dims[d].v;
+    if (!places) continue;
+    const int64_t a = p.axis[d];
+    if (c.size(a) > 1) c = c.index_select(a, places->index * p.step[d] + p.offset[a]);
+    p.step[d] = 1;
+    p.offset[a] = 0;
+  }
+  return c;
+}
+
 using Product = Tensor (*)(const Tensor& coef, const Tensor& c);
 
 Tensor multiplied(const Tensor& coef, const Tensor& c) { return kernels::multiply(coef, c); }
@@ -82,11 +95,14 @@ Tangent scaled(Tangent t, const Tensor& factor, Product product) {
   c10::SmallVector<Done, 4> done;
   for (Term& term : t.terms) {
     Placement p;
-    if (!flat) place_or_densify(t, term, p);
+    const bool scattered = term.indexed();
+    if (!flat || scattered) place_or_densify(t, term, p, anywhere);
     if (coef_on_seed(term)) fold_coef(term);
-    const Window w = window(term, flat ? nullptr : &p, c);
+    const Tensor there = scattered ? gathered(term, p, c) : c;
+    const Window w = window(term, flat && !scattered ? nullptr : &p, there);
     const Done* known = nullptr;
     for (const Done& d : done) {
+      if (scattered) break;
       const bool same =
           term.coef.defined() ? d.before.defined() && d.before.is_same(term.coef) : !d.before.defined();
       if (same && d.window == w) known = &d;
@@ -95,10 +111,10 @@ Tangent scaled(Tangent t, const Tensor& factor, Product product) {
       term.coef = known->after;
       continue;
     }
-    const Tensor view = windowed(c, w);
+    const Tensor view = windowed(there, w);
     if (term.spoiled && product == selected && term.core.defined()) select_core(term, view);
     Tensor after = term.coef.defined() ? product(term.coef, view) : view;
-    if (t.terms.size() > 1) done.push_back({term.coef, w, after});
+    if (t.terms.size() > 1 && !scattered) done.push_back({term.coef, w, after});
     term.coef = std::move(after);
   }
   return t;

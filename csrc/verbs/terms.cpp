@@ -8,10 +8,14 @@
 
 namespace hesse {
 
-void place_or_densify(const Tangent& t, Term& term, Placement& p, bool scattered) {
-  const bool may =
-      scattered || std::none_of(term.dims.begin(), term.dims.end(), [](const Dim& d) { return d.v; });
-  if (may && place(term, t.shape, p)) return;
+void place_or_densify(const Tangent& t, Term& term, Placement& p, const AxisTest& scattered) {
+  if (place(term, t.shape, p)) {
+    bool fits = true;
+    for (int64_t d = 0; d < term.rank(); ++d) {
+      if (term.dims[d].v) fits = fits && scattered && p.axis[d] >= 0 && scattered(p.axis[d]);
+    }
+    if (fits) return;
+  }
   ledger().densified.insert(ledger().op);
   term = densify(t, term);
   TORCH_INTERNAL_ASSERT(place(term, t.shape, p));

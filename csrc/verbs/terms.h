@@ -3,11 +3,15 @@
 
 #include "tangent.h"
 
+#include <functional>
+
 namespace hesse {
 
-// Resolves a term on the axes of the tangent's shape, as a dense box when that cannot be expressed; also when
-// values are placed by index, unless the verb only moves whole axes (`scattered`).
-void place_or_densify(const Tangent& t, Term& term, Placement& p, bool scattered = false);
+// Resolves a term on the axes of the tangent's shape, as a dense box when that cannot be expressed, or when
+// values are placed by index along an axis where the verb cannot take that (by default any).
+using AxisTest = std::function<bool(int64_t axis)>;
+inline bool anywhere(int64_t) { return true; }
+void place_or_densify(const Tangent& t, Term& term, Placement& p, const AxisTest& scattered = {});
 // Rewrites value strides for a shape in which old axis a is new axis to[a] (-1: gone, its offset is dropped).
 void move_axes(Term& term, const Placement& p, c10::IntArrayRef to, c10::IntArrayRef shape);
 // Appends a dimension along which nothing varies yet.
