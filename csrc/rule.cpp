@@ -6,17 +6,27 @@
 #include <torch/csrc/autograd/functions/tensor.h>
 #include <torch/csrc/autograd/generated/Functions.h>
 
+#include <algorithm>
 #include <map>
+#include <mutex>
+#include <shared_mutex>
 #include <string_view>
 #include <typeinfo>
 
 namespace hesse {
 
 namespace {
-std::map<std::string, Rule>& table() {
-  static std::map<std::string, Rule> rules;
-  return rules;
+
+// Never destroyed: the rules of a user hold Python objects, and Python may be gone at exit.
+struct Table {
+  std::map<std::string, std::vector<RulePtr>> rules;  // the latest last
+  std::shared_mutex mutex;                            // users register theirs at any time
+};
+Table& table() {
+  static Table& t = *new Table;
+  return t;
 }
+
 }  // namespace
 
 Tangent scale(Tangent t, const Factor& f) {
@@ -46,22 +56,50 @@ Tensor Local::unpack(const torch::autograd::SavedVariable& v) const {
   return t.is_neg() ? t.resolve_neg() : t;
 }
 
-void add_rule(const std::string& name, Rule rule) { table()[name] = std::move(rule); }
+void add_rule(const std::string& name, Rule rule) {
+  const std::unique_lock lock(table().mutex);
+  table().rules[name] = {std::make_shared<const Rule>(std::move(rule))};
+}
 
-const Rule* find_rule(const std::string& name) {
-  const auto it = table().find(name);
-  return it == table().end() ? nullptr : &it->second;
+RulePtr find_rule(const std::string& name) {
+  const std::shared_lock lock(table().mutex);
+  const auto it = table().rules.find(name);
+  return it == table().rules.end() ? nullptr : it->second.back();
 }
 
 std::vector<std::string> rule_names() {
+  const std::shared_lock lock(table().mutex);
   std::vector<std::string> names;
-  for (const auto& entry : table()) names.push_back(entry.first);
+  for (const auto& [name, rules] : table().rules) {
+    if (!rules.front()->of_user) names.push_back(name);
+  }
   return names;
 }
 
-const Rule& autograd_rule() {
-  static const Rule rule = rules::autograd();
+RulePtr autograd_rule() {
+  static const RulePtr rule = std::make_shared<const Rule>(rules::autograd());
   return rule;
+}
+
+RulePtr add_user_rule(const std::string& name, Rule rule, bool override) {
+  auto added = std::make_shared<const Rule>(std::move(rule));
+  const std::unique_lock lock(table().mutex);
+  auto& rules = table().rules[name];
+  if (!rules.empty() && !override) {
+    throw std::invalid_argument(name + " has a rule" +
+                                (rules.back()->of_user ? " that was registered before" : " of hesse's own"));
+  }
+  rules.push_back(added);
+  return added;
+}
+
+void remove_user_rule(const std::string& name, const RulePtr& rule) {
+  const std::unique_lock lock(table().mutex);
+  const auto it = table().rules.find(name);
+  if (it == table().rules.end()) return;
+  auto& rules = it->second;
+  rules.erase(std::remove(rules.begin(), rules.end(), rule), rules.end());  // `rule` itself lives on
+  if (rules.empty()) table().rules.erase(it);
 }
 
 namespace {
@@ -102,6 +140,17 @@ bool is_own(const Node& node) {
   }
   return type == typeid(CopyBackwards) ||
          std::string_view(type.name()).starts_with("N5torch8autograd9generated");
+}
+
+bool may_have_rule(const Node& node) {
+  if (is_own(node)) return true;
+  if (writes_twice(node)) return false;
+  const Node* acting = &node;
+  if (typeid(node) == typeid(torch::autograd::CopySlices)) {
+    acting = static_cast<const torch::autograd::CopySlices&>(node).fn.get();
+  }
+  const RulePtr rule = find_rule(acting->name());
+  return rule && rule->of_user;
 }
 
 void register_rules() {

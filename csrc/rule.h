@@ -12,6 +12,7 @@
 #include "verbs.h"
 
 #include <functional>
+#include <memory>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -19,6 +20,9 @@
 namespace hesse {
 
 using Tangents = std::vector<Tangent>;
+
+struct Rule;
+using RulePtr = std::shared_ptr<const Rule>;  // what uses a rule keeps it: a user may remove theirs meanwhile
 
 // The graph itself is beyond the engine: the caller decides what to do instead. what() is the reason.
 struct Unsupported : std::runtime_error {
@@ -61,6 +65,7 @@ struct Local {
   std::vector<Factor> second;    // elementwise: d2f/dx_i dx_j at [i * inputs + j]
   std::vector<Tensor> memo;      // values that a rule derived in one sweep and reuses in the next
   std::shared_ptr<Local> inner;  // CopySlices: the op that was applied in place to a view
+  RulePtr inner_rule;            // ... and its rule
 
   // What the autograd rule keeps of its step.
   struct {
@@ -84,19 +89,26 @@ struct Rule {
   Linear pull;  // one tangent per input; those not wanted are left empty (K = 0)
   Curve curve;  // likewise
   bool native = true;
+  bool of_user = false;     // written in Python
   bool reindexes = false;   // pull only moves values: what it returns is a strided view's transpose
   bool multiplies = false;  // pull's einsum yields the input's gradient as it is
 };
 
-// Node name, such as "MulBackward0", to rule.
+// Node name, such as "MulBackward0", to rule. The latest rule of a name counts, null if there is none.
 void add_rule(const std::string& name, Rule rule);
-const Rule* find_rule(const std::string& name);
-std::vector<std::string> rule_names();
-const Rule& autograd_rule();
+RulePtr find_rule(const std::string& name);
+std::vector<std::string> rule_names();  // of those that are not a user's
+RulePtr autograd_rule();
+// A user's rule, until it is removed again. Throws std::invalid_argument where the name has a rule that this
+// one may not `override`.
+RulePtr add_user_rule(const std::string& name, Rule rule, bool override);
+void remove_user_rule(const std::string& name, const RulePtr& rule);
 
 // Whether a node is PyTorch's own: the true gradient of its forward, linear in what flows back, and without
 // code of the user's.
 bool is_own(const Node& node);
+// Whether the node's rule, if it has one, may stand for it: it is PyTorch's own, or the rule is a user's.
+bool may_have_rule(const Node& node);
 
 // Each family registers itself; called once when the module loads.
 namespace rules {

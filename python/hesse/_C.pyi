@@ -1,5 +1,6 @@
 """The compiled engine. Axis letters: K seeds; ``in`` and ``out`` are value shapes."""
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
@@ -23,3 +24,14 @@ def linearize(
     create_graph: bool,
 ) -> Linearization: ...
 def rule_names() -> list[str]: ...
+
+class UserRule:
+    def remove(self) -> None: ...
+
+def add_user_rule(
+    name: str,
+    push: Callable[..., Any],
+    pull: Callable[..., Any],
+    curve: Callable[..., Any] | None,
+    override: bool,
+) -> UserRule: ...

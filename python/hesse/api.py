@@ -118,7 +118,11 @@ def hessian(
             blocks = _C.linearize([y], inner, None, create_graph).hessian(chunk_size, forward)
         except _C.Unsupported as refusal:
             note(str(refusal))
-            blocks = stock.rows(gs or stock.gradient(y, inner), outer, graph, vectorize)
+            try:
+                blocks = stock.rows(gs or stock.gradient(y, inner), outer, graph, vectorize)
+            except Exception as error:
+                error.add_note(f"The engine of hesse had not taken the call: {refusal}.")
+                raise
             if forward:
                 blocks = _dtype_of_row(blocks, given)
         else:
