@@ -18,6 +18,18 @@ Tangents on_rows(const Tangents& in, const std::vector<Shape>& out_shape, const 
     last = std::max(last, b);
     options = t.options;
   }
+  const auto zero = [K](const Shape& shape, const at::TensorOptions& like) {
+    Tangent t;
+    t.K = K;
+    t.shape = shape;
+    t.options = like;
+    return t;
+  };
+  Tangents result;
+  if (last == 0) {
+    for (const Shape& shape : out_shape) result.push_back(zero(shape, in[0].options));
+    return result;
+  }
   const int64_t seeds = last - first;
   if (K > 1) ledger().densified.insert(ledger().op);
   int64_t values = 0;
@@ -30,16 +42,9 @@ Tangents on_rows(const Tangents& in, const std::vector<Shape>& out_shape, const 
   }
   std::vector<Tensor> out = f(rows, seeds, values * options.dtype().itemsize());
   out.resize(out_shape.size());
-  Tangents result;
   for (size_t o = 0; o < out_shape.size(); ++o) {
-    if (wanted[o] && out[o].defined()) {
-      result.push_back(from_dense(out[o], K, first));
-      continue;
-    }
-    result.emplace_back();
-    result.back().K = K;
-    result.back().shape = out_shape[o];
-    result.back().options = options;
+    result.push_back(wanted[o] && out[o].defined() ? from_dense(out[o], K, first)
+                                                   : zero(out_shape[o], options));
   }
   return result;
 }

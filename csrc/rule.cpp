@@ -149,7 +149,7 @@ bool may_have_rule(const Node& node) {
   if (typeid(node) == typeid(torch::autograd::CopySlices)) {
     acting = static_cast<const torch::autograd::CopySlices&>(node).fn.get();
   }
-  const RulePtr rule = find_rule(acting->name());
+  const RulePtr rule = acting ? find_rule(acting->name()) : nullptr;
   return rule && rule->of_user;
 }
 

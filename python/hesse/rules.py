@@ -1,4 +1,4 @@
-"""Rules of the user's own, for autograd nodes that hesse has none for or that autograd cannot derive."""
+"""Rules of the user's own, in Python, for autograd nodes that hesse has no rule for."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from . import _C
 
 
 class Registration:
-    """A rule that :func:`register_rule` has registered; as a context manager it ends with its block."""
+    """A rule that is registered; as a context manager, until its block ends."""
 
     def __init__(self, name: str, rule: _C.UserRule) -> None:
+        """Hold on to what :func:`register_rule` has registered under a name."""
         self.name = name
         self._rule = rule
 
@@ -24,6 +25,7 @@ class Registration:
         self._rule.remove()
 
     def __enter__(self) -> Registration:
+        """Nothing to do: it is registered already."""
         return self
 
     def __exit__(
@@ -32,9 +34,11 @@ class Registration:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        """Remove it."""
         self.remove()
 
     def __repr__(self) -> str:
+        """Name the node."""
         return f"<rule of {self.name}>"
 
 
