@@ -20,9 +20,6 @@ const torch::autograd::InputMetadata& checked(const Node& node, uint32_t i) {
   if (meta.is_tensor_subclass()) throw Unsupported("a tensor subclass flows through the graph" + at);
   if (meta.is_nested_tensor()) throw Unsupported("a nested tensor flows through the graph" + at);
   if (meta.layout() != at::kStrided) throw Unsupported("a sparse tensor flows through the graph" + at);
-  if (c10::isComplexType(c10::typeMetaToScalarType(meta.dtype()))) {
-    throw Unsupported("a complex tensor flows through the graph" + at);
-  }
   return meta;
 }
 
@@ -40,9 +37,16 @@ void refuse_hooks(Node& node) {
   }
 }
 
+bool any_complex(const Graph& graph, const std::vector<int>& slots) {
+  return std::any_of(slots.begin(), slots.end(), [&graph](int s) {
+    return s >= 0 && c10::isComplexType(graph.slots[s].options.dtype().toScalarType());
+  });
+}
+
 // The rule of the node's name where it covers this node, else the autograd rule.
 RulePtr rule_of(const Graph& graph, const Step& step) {
-  RulePtr rule = find_rule(step.name);
+  const bool complex = any_complex(graph, step.in) || any_complex(graph, step.out);
+  RulePtr rule = complex ? find_complex_rule(step.name) : find_rule(step.name);
   if (rule && rule->covers) {
     Local local = local_of(graph, step);
     if (!rule->covers(local)) rule = nullptr;

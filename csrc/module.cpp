@@ -165,6 +165,8 @@ void bind_tangent(py::module_& m) {
       .def("dense", [](const Tangent& t) { return dense(t); })
       .def("scale", [](const Tangent& t, const Tensor& c) { return scale(t, c); })
       .def("scale", [](const Tangent& t, double alpha) { return scale(t, alpha); })
+      .def("real", [](const Tangent& t) { return real(t); })
+      .def("conj", [](const Tangent& t) { return conj(t); })
       .def("view", [](const Tangent& t, const Ints& shape) { return view(t, shape); })
       .def("expand", [](const Tangent& t, const Ints& shape) { return expand(t, shape); })
       .def("sum_to", [](const Tangent& t, const Ints& shape) { return sum_to(t, shape); })

@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <map>
 #include <mutex>
+#include <set>
 #include <shared_mutex>
 #include <string_view>
 #include <typeinfo>
@@ -17,14 +18,22 @@ namespace hesse {
 
 namespace {
 
+using Table = std::map<std::string, RulePtr>;
+
 // Never destroyed: the rules of a user hold Python objects, and Python may be gone at exit.
-struct Table {
-  std::map<std::string, std::vector<RulePtr>> rules;  // the latest last
-  std::shared_mutex mutex;                            // users register theirs at any time
+struct Tables {
+  Table real, complex;                               // complete once the module is loaded
+  std::map<std::string, std::vector<RulePtr>> user;  // the latest last
+  std::shared_mutex mutex;                           // users register theirs at any time
 };
-Table& table() {
-  static Table& t = *new Table;
+Tables& tables() {
+  static Tables& t = *new Tables;
   return t;
+}
+
+RulePtr find(const Table& rules, const std::string& name) {
+  const auto it = rules.find(name);
+  return it == rules.end() ? nullptr : it->second;
 }
 
 }  // namespace
@@ -53,27 +62,44 @@ Tensor Local::unpack(const torch::autograd::SavedVariable& v) const {
   // What forward-mode AD saves where there is no tangent has no memory; the imaginary part of a conjugate is
   // a view whose memory has the other sign.
   if (t._is_zerotensor()) return at::zeros(t.sizes(), t.options());
+  if (t.is_conj()) t = t.resolve_conj();
   return t.is_neg() ? t.resolve_neg() : t;
 }
 
 void add_rule(const std::string& name, Rule rule) {
-  const std::unique_lock lock(table().mutex);
-  table().rules[name] = {std::make_shared<const Rule>(std::move(rule))};
+  tables().real[name] = std::make_shared<const Rule>(std::move(rule));
 }
 
 RulePtr find_rule(const std::string& name) {
-  const std::shared_lock lock(table().mutex);
-  const auto it = table().rules.find(name);
-  return it == table().rules.end() ? nullptr : it->second.back();
+  const std::shared_lock lock(tables().mutex);
+  const auto it = tables().user.find(name);
+  return it == tables().user.end() ? find(tables().real, name) : it->second.back();
+}
+
+void add_complex_rule(const std::string& name, Rule rule) {
+  tables().complex[name] = std::make_shared<const Rule>(std::move(rule));
+}
+
+void holds_for_complex(const std::string& name, Rule::Covers covers) {
+  Rule rule = *tables().real.at(name);
+  if (covers) rule.covers = std::move(covers);
+  add_complex_rule(name, std::move(rule));
+}
+
+RulePtr find_complex_rule(const std::string& name) {
+  const std::shared_lock lock(tables().mutex);
+  RulePtr rule = find(tables().complex, name);
+  if (rule) return rule;
+  rule = find(tables().real, name);
+  return rule && rule->reindexes ? rule : nullptr;
 }
 
 std::vector<std::string> rule_names() {
-  const std::shared_lock lock(table().mutex);
-  std::vector<std::string> names;
-  for (const auto& [name, rules] : table().rules) {
-    if (!rules.front()->of_user) names.push_back(name);
+  std::set<std::string> names;
+  for (const Table* rules : {&tables().real, &tables().complex}) {
+    for (const auto& entry : *rules) names.insert(entry.first);
   }
-  return names;
+  return {names.begin(), names.end()};
 }
 
 RulePtr autograd_rule() {
@@ -83,23 +109,23 @@ RulePtr autograd_rule() {
 
 RulePtr add_user_rule(const std::string& name, Rule rule, bool override) {
   auto added = std::make_shared<const Rule>(std::move(rule));
-  const std::unique_lock lock(table().mutex);
-  auto& rules = table().rules[name];
-  if (!rules.empty() && !override) {
+  const std::unique_lock lock(tables().mutex);
+  const bool before = tables().user.count(name) > 0;
+  if (!override && (before || find(tables().real, name))) {
     throw std::invalid_argument(name + " has a rule" +
-                                (rules.back()->of_user ? " that was registered before" : " of hesse's own"));
+                                (before ? " that was registered before" : " of hesse's own"));
   }
-  rules.push_back(added);
+  tables().user[name].push_back(added);
   return added;
 }
 
 void remove_user_rule(const std::string& name, const RulePtr& rule) {
-  const std::unique_lock lock(table().mutex);
-  const auto it = table().rules.find(name);
-  if (it == table().rules.end()) return;
+  const std::unique_lock lock(tables().mutex);
+  const auto it = tables().user.find(name);
+  if (it == tables().user.end()) return;
   auto& rules = it->second;
   rules.erase(std::remove(rules.begin(), rules.end(), rule), rules.end());  // `rule` itself lives on
-  if (rules.empty()) table().rules.erase(it);
+  if (rules.empty()) tables().user.erase(it);
 }
 
 namespace {
@@ -175,6 +201,7 @@ void register_rules() {
   rules::recurrent();
   rules::ctc();
   rules::complex_values();
+  rules::fourier();
   rules::pooling();
 }
 

@@ -97,6 +97,12 @@ struct Rule {
 // Node name, such as "MulBackward0", to rule. The latest rule of a name counts, null if there is none.
 void add_rule(const std::string& name, Rule rule);
 RulePtr find_rule(const std::string& name);
+// The same for nodes through which complex values flow, where J' is the transpose of real linear maps: it
+// multiplies with the conjugate. A rule whose formulas hold there too says so by `holds_for_complex`; one
+// that only reindexes always does.
+void add_complex_rule(const std::string& name, Rule rule);
+void holds_for_complex(const std::string& name, Rule::Covers covers = {});
+RulePtr find_complex_rule(const std::string& name);
 std::vector<std::string> rule_names();  // of those that are not a user's
 RulePtr autograd_rule();
 // A user's rule, until it is removed again. Throws std::invalid_argument where the name has a rule that this
@@ -134,6 +140,7 @@ void attention();
 void recurrent();
 void ctc();
 void complex_values();
+void fourier();
 Rule autograd();
 }  // namespace rules
 void register_rules();

@@ -17,6 +17,7 @@ namespace {
 
 // a += b for terms of equal placement and core: the coefs add, at the size of the value.
 void merge(Term& a, const Term& b) {
+  a.spoiled = a.spoiled || b.spoiled;
   if (!a.coef.defined() && !b.coef.defined()) {
     a.alpha += b.alpha;
     return;
@@ -110,7 +111,8 @@ void add_identity(Tangent& t, int64_t k_begin, int64_t k_end, int64_t at) {
   t.terms.push_back(std::move(term));
 }
 
-Tangent from_value(const Tensor& value) {
+Tangent from_value(const Tensor& given) {
+  const Tensor value = given.resolve_conj();
   Tangent t;
   t.K = 1;
   t.shape = Shape(value.sizes().begin(), value.sizes().end());
@@ -136,7 +138,8 @@ Tangent from_value(const Tensor& value) {
   return t;
 }
 
-Tangent from_dense(const Tensor& rows, int64_t K, int64_t k0) {
+Tangent from_dense(const Tensor& given, int64_t K, int64_t k0) {
+  const Tensor rows = given.resolve_conj();
   Tangent t;
   t.K = K;
   t.shape = Shape(rows.sizes().begin() + 1, rows.sizes().end());
@@ -282,11 +285,15 @@ Term densify(const Tangent& t, const Term& term) {
   Tangent one = zero_like(t, t.shape);
   one.terms.push_back(term);
   const auto [first, last] = term.seed_range();
-  return dense_box(dense(one, first, last), t.shape, first);
+  Term box = dense_box(dense(one, first, last), t.shape, first);
+  box.spoiled = term.spoiled;
+  return box;
 }
 
 void densify(Tangent& t) {
   const auto [first, last] = seed_range(t);
+  const bool spoiled =
+      std::any_of(t.terms.begin(), t.terms.end(), [](const Term& term) { return term.spoiled; });
   if (!c10::GradMode::is_enabled()) {
     for (size_t i = 0; i < t.terms.size(); ++i) {
       if (!owned_rows(t, t.terms[i], first, last)) continue;
@@ -295,12 +302,14 @@ void densify(Tangent& t) {
       for (size_t j = 0; j < t.terms.size(); ++j) {
         if (j != i) add_into(rows, t.terms[j], first, t.numel());
       }
+      box.spoiled = spoiled;
       t.terms.clear();
       t.terms.push_back(std::move(box));
       return;
     }
   }
   Term box = dense_box(dense(t, first, last), t.shape, first);
+  box.spoiled = spoiled;
   t.terms.clear();
   t.terms.push_back(std::move(box));
 }
@@ -383,14 +392,40 @@ void accumulate(Tangent& t, Tangent other, bool combining) {
         break;
       }
     }
-    for (size_t i = 0; combining && !merged && i < t.terms.size(); ++i) merged = absorb(t.terms[i], b);
+    for (size_t i = 0; combining && !merged && i < t.terms.size(); ++i) {
+      merged = absorb(t.terms[i], b);
+      if (merged) t.terms[i].spoiled = t.terms[i].spoiled || b.spoiled;
+    }
     if (!merged) t.terms.push_back(std::move(b));
   }
   if (combining) combine(t);
 }
 
+Tangent real(Tangent t) {
+  const at::ScalarType dtype = t.options.dtype().toScalarType();
+  if (!c10::isComplexType(dtype)) return t;
+  t.options = t.options.dtype(c10::toRealValueType(dtype));
+  for (Term& term : t.terms) {
+    if (term.coef.defined() && term.core.defined()) fold_coef(term);
+    Tensor& factor = term.core.defined() ? term.core : term.coef;
+    if (factor.defined()) factor = at::real(factor).contiguous();
+  }
+  return t;
+}
+
+Tangent conj(Tangent t) {
+  if (!c10::isComplexType(t.options.dtype().toScalarType())) return t;
+  for (Term& term : t.terms) {
+    if (term.coef.defined()) term.coef = at::conj_physical(term.coef);
+    if (term.core.defined()) term.core = at::conj_physical(term.core);
+  }
+  return t;
+}
+
 Tangent cast(Tangent t, at::ScalarType dtype) {
   if (t.options.dtype() == dtype) return t;
+  if (c10::isComplexType(t.options.dtype().toScalarType()) && !c10::isComplexType(dtype))
+    t = real(std::move(t));
   t.options = t.options.dtype(dtype);
   for (Term& term : t.terms) {
     if (term.coef.defined()) term.coef = term.coef.to(dtype);

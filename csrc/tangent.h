@@ -55,7 +55,10 @@ bool same(const Tangent& a, const Tangent& b);
 // t += other, merging terms of equal core and placement, combining where terms outgrow the dense box
 // (`combining` false: never, for sums that go to the assembly as they are).
 void accumulate(Tangent& t, Tangent other, bool combining = true);
-// A copy in another dtype.
+// The real part, as real numbers; the complex conjugate. Both are T itself if it is real.
+Tangent real(Tangent t);
+Tangent conj(Tangent t);
+// A copy in another dtype; of complex values in a real one, the real part.
 Tangent cast(Tangent t, at::ScalarType dtype);
 
 }  // namespace hesse

@@ -39,9 +39,10 @@ struct Term {
   int64_t k0 = 0;
   int64_t v0 = 0;
   double alpha = 1.0;
-  Tensor coef;         // [n_d or 1, ...]; undefined: 1
-  Tensor core;         // [n_d or 1, ...]; undefined: 1
-  bool owned = false;  // core counts as memory of the sweep, not as a view of a known tensor
+  Tensor coef;           // [n_d or 1, ...]; undefined: 1
+  Tensor core;           // [n_d or 1, ...]; undefined: 1
+  bool owned = false;    // core counts as memory of the sweep, not as a view of a known tensor
+  bool spoiled = false;  // core may hold NaN, which a factor that selects has to end there too
 
   int64_t rank() const { return static_cast<int64_t>(dims.size()); }
   int64_t coverage() const;                        // elements of T that the term touches

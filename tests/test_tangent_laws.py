@@ -120,6 +120,35 @@ def test_scaling_is_its_own_transpose(t, data):
     adjoint(t.lazy().scale(c), t, y.lazy().scale(c), y)
 
 
+# ---- complex values ------------------------------------------------------------------------------
+
+
+@law
+@given(tangents(), st.data())
+def test_a_complex_factor_makes_complex_values(t, data):
+    c = torch.complex(normal(data.draw, t.shape), normal(data.draw, t.shape))
+    scaled, rows = t.lazy().scale(c), t.dense() * c
+    for lazy, expected in ((scaled, rows), (scaled.conj(), rows.conj().resolve_conj())):
+        assert lazy.dense().dtype == torch.complex128
+        torch.testing.assert_close(lazy.dense(), expected, rtol=1e-12, atol=1e-12)
+    agree(scaled.real(), rows.real)
+    agree(scaled.scale(c).real(), (rows * c).real)
+
+
+@law
+@given(tangents(), st.data())
+def test_the_transpose_of_a_complex_factor_is_its_conjugate(t, data):
+    """Of a complex number as two real ones: Re(conj(c x) y) = x Re(conj(c) y)."""
+    c = torch.complex(normal(data.draw, t.shape), normal(data.draw, t.shape))
+    y = torch.complex(normal(data.draw, t.shape), normal(data.draw, t.shape))
+    unit = data.draw(tangents(t.shape, t.K)).lazy()
+    forward, back = t.lazy().scale(c).dense(), unit.scale(y).scale(c.conj().resolve_conj()).real()
+    pairs = torch.view_as_real(forward), torch.view_as_real(unit.scale(y).dense())
+    torch.testing.assert_close(
+        inner(*pairs), inner(t.dense(), back.dense()), rtol=1e-11, atol=1e-11
+    )
+
+
 # ---- shapes --------------------------------------------------------------------------------------
 
 

@@ -300,6 +300,22 @@ def test_an_op_that_stock_cannot_differentiate_twice_can_be(hessian):
             assert_close(hessian(func(op.apply), x), want)
 
 
+@pytest.mark.parametrize("op", [Once, Numpy])
+def test_what_stock_takes_for_constant_can_be_differentiated(hessian, op):
+    def func(op):
+        return lambda x: (op(x.sin()) * x).sum()
+
+    def third(f, route, **flags):
+        x = torch.linspace(0.1, 0.9, 4, dtype=f64).requires_grad_()
+        return torch.autograd.grad(route(f, x, **flags).sin().sum(), x)[0]
+
+    want = third(func(lambda t: t**3), stock, create_graph=True)
+    with register(f"{op.__name__}Backward", *CUBE[1:]):
+        assert_close(third(func(op.apply), hessian, create_graph=True), want)
+        forward = {"vectorize": True, "outer_jacobian_strategy": "forward-mode"}
+        assert_close(third(func(op.apply), hessian, **forward), want)
+
+
 def test_threads_share_a_rule(hessian):
     rule, func = USES["several inputs and outputs"]
     xs = rand(3), rand(3)

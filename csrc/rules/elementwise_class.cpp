@@ -1,5 +1,5 @@
 // The generic part of the elementwise class (see elementwise.h).
-#include "elementwise.h"
+#include "factors.h"
 
 #include "kernels/combine.h"
 
@@ -47,11 +47,12 @@ void lengthen_loops(std::vector<Factor>& factors) {
 
 Tangents elementwise_push(Local& l, const Tangents& dx) {
   Tangent dy = zero_like(dx[0], l.out_shape[0]);
+  const bool complex = c10::isComplexType(l.out_options[0].dtype().toScalarType());
   bool first = true;
   Scaled scaled;
   for (size_t i = 0; i < dx.size(); ++i) {
     if (dx[i].zero() || l.first[i].zero()) continue;
-    if (first) dy.options = dx[i].options;
+    if (first) dy.options = complex ? l.out_options[0] : dx[i].options;
     first = false;
     const Tangent t = expand(cast(dx[i], dy.options.dtype().toScalarType()), l.out_shape[0]);
     accumulate(dy, scaled(t, l.first[i], l.out_shape[0]));
@@ -63,7 +64,7 @@ Tangents elementwise_pull(Local& l, const Tangents& dgy) {
   Tangents dgx(l.inputs());
   Scaled scaled;
   for (size_t i = 0; i < l.inputs(); ++i) {
-    if (l.wanted[i] && !l.first[i].zero()) dgx[i] = scaled(dgy[0], l.first[i], l.in_shape[i]);
+    if (l.wanted[i] && !l.first[i].zero()) dgx[i] = scaled(dgy[0], conjugated(l.first[i]), l.in_shape[i]);
   }
   return dgx;
 }
@@ -79,10 +80,10 @@ Tangents elementwise_curve(Local& l, const std::vector<Tensor>& gy, const Tangen
       const Factor& f = l.second[i * n + j];
       if (dx[j].zero() || f.zero()) continue;
       Tensor& c = l.memo[i * n + j];
-      if (!c.defined()) c = f.c.defined() ? at::mul(gy[0], f.c) : gy[0];
+      if (!c.defined()) c = f.c.defined() ? at::mul(gy[0], conjugated(f).c) : gy[0];
       Factor by(c);
       by.alpha = f.alpha;
-      const Tangent t = cast(expand(dx[j], l.out_shape[0]), gy[0].scalar_type());
+      const Tangent t = conj(cast(expand(dx[j], l.out_shape[0]), gy[0].scalar_type()));
       const Tangent& part = scaled(t, by, l.in_shape[i]);
       if (dgx[i].K == 0) dgx[i] = zero_like(part, l.in_shape[i]);
       accumulate(dgx[i], part);

@@ -14,6 +14,13 @@ inline Factor times(double alpha, Tensor c) {
   return f;
 }
 
+// What the transpose multiplies with: the conjugate.
+inline Tensor conjugated(const Tensor& t) { return t.is_complex() ? at::conj_physical(t) : t; }
+inline Factor conjugated(Factor f) {
+  if (f.c.defined()) f.c = conjugated(f.c);
+  return f;
+}
+
 inline at::ScalarType dtype_of(const Local& l) { return l.out_options[0].dtype().toScalarType(); }
 
 // A condition as numbers, 0 and 1.
@@ -37,7 +44,7 @@ inline Tensor operand(const Local& l, const torch::autograd::SavedVariable& save
 // The value of an operand that is a Python number. That is a constant of the program, not data, so it may be
 // read, and as a factor it costs nothing.
 inline std::optional<double> number(const Tensor& t) {
-  if (!t.unsafeGetTensorImpl()->is_wrapped_number()) return std::nullopt;
+  if (!t.unsafeGetTensorImpl()->is_wrapped_number() || t.is_complex()) return std::nullopt;
   return t.item().toDouble();
 }
 

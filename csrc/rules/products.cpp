@@ -3,7 +3,7 @@
 //     y[out] = alpha * sum a[a_axes] b[b_axes]  (+ beta * c, broadcast)
 //
 // and each of push, pull and curve is an einsum of one tangent with one known tensor.
-#include "elementwise.h"
+#include "factors.h"
 
 namespace hesse::rules {
 
@@ -38,8 +38,8 @@ void bilinear(const char* name, A axes, O operands) {
   rule.pull = [axes](Local& l, const Tangents& dgy) {
     const Bilinear p = axes(node<N>(l), l);
     Tangents dgx(l.inputs());
-    if (l.wanted[p.ia]) dgx[p.ia] = scale(einsum(dgy[0], p.out, l.saved[1], p.b, p.a), p.alpha);
-    if (l.wanted[p.ib]) dgx[p.ib] = scale(einsum(dgy[0], p.out, l.saved[0], p.a, p.b), p.alpha);
+    if (l.wanted[p.ia]) dgx[p.ia] = scale(einsum(dgy[0], p.out, conjugated(l.saved[1]), p.b, p.a), p.alpha);
+    if (l.wanted[p.ib]) dgx[p.ib] = scale(einsum(dgy[0], p.out, conjugated(l.saved[0]), p.a, p.b), p.alpha);
     if (p.ic >= 0 && l.wanted[p.ic]) dgx[p.ic] = scale(sum_to(dgy[0], l.in_shape[p.ic]), p.beta);
     return dgx;
   };
@@ -47,9 +47,9 @@ void bilinear(const char* name, A axes, O operands) {
     const Bilinear p = axes(node<N>(l), l);
     Tangents dgx(l.inputs());
     if (l.wanted[p.ia] && !dx[p.ib].zero())
-      dgx[p.ia] = scale(einsum(dx[p.ib], p.b, gy[0], p.out, p.a), p.alpha);
+      dgx[p.ia] = scale(einsum(conj(dx[p.ib]), p.b, gy[0], p.out, p.a), p.alpha);
     if (l.wanted[p.ib] && !dx[p.ia].zero())
-      dgx[p.ib] = scale(einsum(dx[p.ia], p.a, gy[0], p.out, p.b), p.alpha);
+      dgx[p.ib] = scale(einsum(conj(dx[p.ia]), p.a, gy[0], p.out, p.b), p.alpha);
     return dgx;
   };
   rule.multiplies = true;

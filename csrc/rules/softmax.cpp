@@ -29,15 +29,34 @@ Tangent jacobian(const Tangent& t, const Tensor& p, const Axes& a) {
   return scale(minus(t, met(t, p, a)), p);
 }
 
+// Where all of x is -inf, p is NaN. Such rows go through the sums as zeros and become NaN again as a whole,
+// by a factor: what selects (the masked_fill before a softmax) can end it, as it does in PyTorch's backward.
+// On other devices than the CPU, where to look would be to wait, NaN goes through the sums.
+void save_probabilities(Local& l, const Tensor& p, const Axes& a) {
+  l.saved = {p};
+  if (!p.is_cpu()) return;
+  const Tensor lost = p.isnan();
+  if (!lost.any().item<bool>()) return;
+  const Tensor row = lost.any(a.gone, /*keepdim=*/true);
+  l.saved = {p.masked_fill(lost, 0), at::zeros_like(row, p.options()).masked_fill(row, NAN) + 1};
+}
+
+Tangent spoiled(Tangent t, const Local& l) {
+  if (l.saved.size() < 2) return t;
+  t = scale(std::move(t), l.saved[1]);
+  for (Term& term : t.terms) term.spoiled = true;
+  return t;
+}
+
 template <class N>
 void softmax_of(const char* name) {
   Rule rule;
-  rule.save = [](Local& l) { l.saved = {l.unpack(node<N>(l).result_)}; };
+  rule.save = [](Local& l) { save_probabilities(l, l.unpack(node<N>(l).result_), softmax_axis<N>(l)); };
   rule.push = [](Local& l, const Tangents& dx) -> Tangents {
-    return {jacobian(cast(dx[0], dtype_of(l)), l.saved[0], softmax_axis<N>(l))};
+    return {spoiled(jacobian(cast(dx[0], dtype_of(l)), l.saved[0], softmax_axis<N>(l)), l)};
   };
   rule.pull = [](Local& l, const Tangents& dgy) -> Tangents {
-    return {jacobian(dgy[0], l.saved[0], softmax_axis<N>(l))};
+    return {spoiled(jacobian(dgy[0], l.saved[0], softmax_axis<N>(l)), l)};
   };
   rule.curve = [](Local& l, const std::vector<Tensor>& gy, const Tangents& dx) -> Tangents {
     const Axes a = softmax_axis<N>(l);
@@ -45,7 +64,7 @@ void softmax_of(const char* name) {
     if (l.memo.empty()) l.memo = {(gy[0] - (gy[0] * p).sum(a.gone, true)) * p};
     const Tensor& h = l.memo[0];
     const Tangent t = cast(dx[0], dtype_of(l));
-    return {minus(scale(minus(t, met(t, p, a)), h), scale(met(t, h, a), p))};
+    return {spoiled(minus(scale(minus(t, met(t, p, a)), h), scale(met(t, h, a), p)), l)};
   };
   add_rule(name, std::move(rule));
 }
@@ -53,20 +72,20 @@ void softmax_of(const char* name) {
 void log_softmax() {
   using N = gen::LogSoftmaxBackward0;
   Rule rule;
-  rule.save = [](Local& l) { l.saved = {l.unpack(node<N>(l).result_).exp()}; };
+  rule.save = [](Local& l) { save_probabilities(l, l.unpack(node<N>(l).result_).exp(), softmax_axis<N>(l)); };
   rule.push = [](Local& l, const Tangents& dx) -> Tangents {
     const Tangent t = cast(dx[0], dtype_of(l));
-    return {minus(t, met(t, l.saved[0], softmax_axis<N>(l)))};
+    return {spoiled(minus(t, met(t, l.saved[0], softmax_axis<N>(l))), l)};
   };
   rule.pull = [](Local& l, const Tangents& dgy) -> Tangents {
     const Axes a = softmax_axis<N>(l);
-    return {minus(dgy[0], scale(spread(total(dgy[0], a), a), l.saved[0]))};
+    return {spoiled(minus(dgy[0], scale(spread(total(dgy[0], a), a), l.saved[0])), l)};
   };
   rule.curve = [](Local& l, const std::vector<Tensor>& gy, const Tangents& dx) -> Tangents {
     const Axes a = softmax_axis<N>(l);
     if (l.memo.empty()) l.memo = {gy[0].sum(a.gone, true) * l.saved[0]};
     const Tangent t = cast(dx[0], dtype_of(l));
-    return {scale(scale(minus(t, met(t, l.saved[0], a)), l.memo[0]), -1.0)};
+    return {spoiled(scale(scale(minus(t, met(t, l.saved[0], a)), l.memo[0]), -1.0), l)};
   };
   add_rule("LogSoftmaxBackward0", std::move(rule));
 }

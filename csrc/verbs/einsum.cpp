@@ -103,6 +103,8 @@ DemandScope::~DemandScope() { demand = previous_; }
 Tangent einsum(Tangent t, const std::string& t_axes, const Tensor& weight, const std::string& w_axes,
                const std::string& out_axes) {
   constexpr auto npos = std::string::npos;
+  if (weight.is_complex())
+    t = cast(std::move(t), at::promote_types(weight.scalar_type(), t.options.dtype().toScalarType()));
   Tensor w = weight.scalar_type() == t.options.dtype() ? weight : weight.to(t.options.dtype().toScalarType());
   Shape shape;
   for (char c : out_axes) {

@@ -148,6 +148,7 @@ Term map_term(const Tangent& t, Term term, Placement& p, const AxesOfMap& map, c
   out.k0 = term.k0;
   out.v0 = term.v0;
   out.alpha = term.alpha;
+  out.spoiled = term.spoiled;
   Shape sizes;
   auto append = [&](Dim dim, int64_t size) {
     out.dims.push_back(dim);
@@ -200,6 +201,8 @@ Tangent map_axes(Tangent t, c10::IntArrayRef axes, c10::IntArrayRef sizes, const
     Placement p;
     place_or_densify(t, term, p);
     out.terms.push_back(map_term(t, std::move(term), p, map, f, known));
+    const Term& made = out.terms.back();
+    out.options = out.options.dtype((made.core.defined() ? made.core : made.coef).dtype());
   }
   return out;
 }

@@ -36,6 +36,16 @@ using Product = Tensor (*)(const Tensor& coef, const Tensor& c);
 Tensor multiplied(const Tensor& coef, const Tensor& c) { return kernels::multiply(coef, c); }
 Tensor selected(const Tensor& coef, const Tensor& c) { return at::mul(coef, c).masked_fill(c.eq(0), 0); }
 
+// The core is zero where the factor that selects is zero for all that the core's element stands for.
+void select_core(Term& term, const Tensor& c) {
+  Tensor all = c.eq(0);
+  for (int64_t d = 0; d < term.rank(); ++d) {
+    if (!varies(term.core, d) && varies(all, d)) all = all.all(d, /*keepdim=*/true);
+  }
+  term.core = term.core.masked_fill(all, 0);
+  term.owned = true;
+}
+
 Tangent scaled(Tangent t, const Tensor& factor, Product product);
 
 }  // namespace
@@ -52,6 +62,8 @@ Tangent scale(Tangent t, double alpha) {
 namespace {
 
 Tangent scaled(Tangent t, const Tensor& factor, Product product) {
+  if (factor.is_complex())
+    t = cast(std::move(t), at::promote_types(factor.scalar_type(), t.options.dtype().toScalarType()));
   if (t.zero()) return t;
   Tensor c = factor.scalar_type() == t.options.dtype() ? factor : factor.to(t.options.dtype().toScalarType());
   const int64_t lead = static_cast<int64_t>(t.shape.size()) - c.dim();
@@ -79,11 +91,12 @@ Tangent scaled(Tangent t, const Tensor& factor, Product product) {
           term.coef.defined() ? d.before.defined() && d.before.is_same(term.coef) : !d.before.defined();
       if (same && d.window == w) known = &d;
     }
-    if (known) {
+    if (known && !term.spoiled) {
       term.coef = known->after;
       continue;
     }
     const Tensor view = windowed(c, w);
+    if (term.spoiled && product == selected && term.core.defined()) select_core(term, view);
     Tensor after = term.coef.defined() ? product(term.coef, view) : view;
     if (t.terms.size() > 1) done.push_back({term.coef, w, after});
     term.coef = std::move(after);

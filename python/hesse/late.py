@@ -55,7 +55,7 @@ _apply: Callable[..., tuple[Tensor, ...]] = _Late.apply
 
 def attach(
     blocks: Blocks,
-    flags: list[list[bool]],
+    flags: list[list[bool]] | None,
     outer: Sequence[Tensor],
     again: Callable[[], Blocks],
 ) -> Blocks:
@@ -63,14 +63,19 @@ def attach(
 
     Args:
         blocks: without a graph.
-        flags: one per block.
+        flags: one per block; None: everywhere.
         outer: what the blocks are a function of.
         again: makes the same blocks with a graph.
 
     Returns:
         Blocks of the same shapes and dtypes.
     """
-    places = [(i, j) for i, fs in enumerate(flags) for j, flag in enumerate(fs) if flag]
+    places = [
+        (i, j)
+        for i, row in enumerate(blocks)
+        for j in range(len(row))
+        if flags is None or flags[i][j]
+    ]
     if not places:
         return blocks
 

@@ -57,8 +57,23 @@ def first_rows(gs: Sequence[Tensor], outer: Sequence[Tensor], create_graph: bool
 
 def requires_grad(
     gs: Sequence[Tensor], outer: Sequence[Tensor], vectorize: bool, forward: bool
-) -> list[list[bool]]:
+) -> list[list[bool]] | None:
     """Which of stock's blocks require grad under ``create_graph=True``.
+
+    None where stock has no Hessian: it has no derivative of some op's backward.
+    """
+    try:
+        return _flags(gs, outer, vectorize, forward)
+    except RuntimeError as e:
+        if "is not implemented" not in str(e):
+            raise
+        return None
+
+
+def _flags(
+    gs: Sequence[Tensor], outer: Sequence[Tensor], vectorize: bool, forward: bool
+) -> list[list[bool]]:
+    """The flags of a Hessian that stock has.
 
     The loop decides per block. ``vectorize`` differentiates all gradients at once, so it decides
     per column. Forward mode pushes all inputs at once and keeps a graph wherever there is a
@@ -83,12 +98,14 @@ def requires_grad(
     return [[b is not None and b.requires_grad for b in r] for r in first_rows(gs, outer, True)]
 
 
-def connect(blocks: Blocks, flags: list[list[bool]], outer: Sequence[Tensor]) -> Blocks:
-    """The same blocks, requiring grad exactly where ``flags`` says.
+def connect(blocks: Blocks, flags: list[list[bool]] | None, outer: Sequence[Tensor]) -> Blocks:
+    """The same blocks, requiring grad exactly where ``flags`` says; None: as they are.
 
     A block that is constant to the engine and not to stock gets a zero that is in the graph: the
     sum of an empty slice, which no infinity or NaN in the input can reach.
     """
+    if flags is None:
+        return blocks
 
     def one(block: Tensor, flag: bool) -> Tensor:
         if block.requires_grad == flag:

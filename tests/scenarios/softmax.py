@@ -35,6 +35,19 @@ PLAIN = tuple(
     )
 )
 
+
+def with_a_masked_row(fn):
+    """All of the second row is -inf before, and selected away after."""
+
+    def masked(x):
+        keep = torch.ones_like(x, dtype=torch.bool)
+        keep[0, 2] = False
+        keep[1] = False
+        return fn(x.masked_fill(~keep, -torch.inf), -1).masked_fill(~keep, 0)
+
+    return masked
+
+
 SCENARIOS = (
     *PLAIN,
     Scenario(
@@ -53,5 +66,15 @@ SCENARIOS = (
         ((4, 4),),
         reference=lambda x: torch.where(torch.arange(x.shape[1]) % 3 == 1, -inf, x).softmax(-1),
         skips={"non-contiguous": "torch reads the memory as if it were contiguous"},
+    ),
+    Scenario(
+        "softmax of a masked row",
+        ("SoftmaxBackward0", "MaskedFillBackward0"),
+        with_a_masked_row(torch.softmax),
+    ),
+    Scenario(
+        "log_softmax of a masked row",
+        ("LogSoftmaxBackward0", "MaskedFillBackward0"),
+        with_a_masked_row(torch.log_softmax),
     ),
 )
