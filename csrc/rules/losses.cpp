@@ -82,7 +82,7 @@ void weighing(const char* name, Backward backward) {
   rule.save = [backward](Local& l) {
     auto& n = node<N>(l);
     const Tensor x = l.unpack(n.self_).detach().contiguous();
-    l.first = {Factor(backward(l, n, at::ones(l.out_shape[0], x.options()), x))};
+    l.first = {selecting(backward(l, n, at::ones(l.out_shape[0], x.options()), x))};
   };
   rule.push = [axes](Local& l, const Tangents& dx) { return reduction_push(l, axes(l), dx); };
   rule.pull = [axes](Local& l, const Tangents& dgy) { return reduction_pull(l, axes(l), dgy); };
@@ -119,7 +119,8 @@ void multi_margin() {
     const Tensor x = l.unpack(n.self_), target = l.unpack(n.target_), weight = l.unpack(n.weight_);
     const Axes c = classes(l);
     const Tensor y = target.reshape(c.kept);
-    const Tensor own = indicator(l, at::arange(c.count, y.options()).expand(c.in).eq(y));
+    const Shape last(std::min<size_t>(1, c.in.size()), c.count);
+    const Tensor own = indicator(l, at::arange(c.count, y.options()).reshape(last).eq(y));
     const Tensor z = n.margin.toDouble() + x - (x * own).sum(c.gone, true);
     const double each =
         share(n.reduction, numel_of(c.kept)) / static_cast<double>(std::max<int64_t>(1, c.count));

@@ -13,7 +13,7 @@
 //     curve  dgx   = -gr / n (r^2 N(dx) - 2 r^3 h mean(h dx))
 //
 // In evaluation mode the statistics of batch norm are constants: N(t) = r t, and only the products with w
-// bend. Without a mean (rms_norm) N(t) = r (t - h mean(h t)), and all else is the same.
+// bend.
 #include "reduction.h"
 
 namespace hesse::rules {
@@ -25,7 +25,6 @@ struct Layout {
   Axes axes;  // of x
   Shape w;
   bool constant = false;  // the statistics
-  bool centred = true;    // there is a mean
 };
 
 // A tangent of x with its means, of the kept shape.
@@ -45,25 +44,19 @@ struct Layer {
   Moved moved(Tangent t) const {
     Moved m{std::move(t), {}, {}};
     if (at.constant) return m;
-    if (at.centred) m.mean = mean(m.t);
+    m.mean = mean(m.t);
     m.h_mean = mean(scale(m.t, l.saved[0]));
     return m;
   }
   Tangent jacobian(const Moved& m) const {
     if (at.constant) return scale(m.t, l.saved[1]);
-    const Tangent t = at.centred ? minus(m.t, wide(m.mean)) : m.t;
-    return scale(minus(t, scale(wide(m.h_mean), l.saved[0])), l.saved[1]);
+    return scale(minus(minus(m.t, wide(m.mean)), scale(wide(m.h_mean), l.saved[0])), l.saved[1]);
   }
   Tensor jacobian(const Tensor& t, const Tensor& h_mean) const {
-    const Tensor along_h = l.saved[0] * h_mean;
-    return l.saved[1] * (at.centred ? t - mean(t) - along_h : t - along_h);
+    return l.saved[1] * (t - mean(t) - l.saved[0] * h_mean);
   }
-  // Which outputs are the mean and r; 0 where that is none, or not used.
-  std::pair<size_t, size_t> statistics() const {
-    const size_t mean = at.centred ? 1 : 0, r = mean + 1;
-    auto used = [this](size_t o) { return o < l.used.size() && l.used[o] ? o : 0; };
-    return {mean ? used(mean) : 0, used(r)};
-  }
+  // The mean and r are outputs that something reads.
+  bool used(size_t o) const { return o < l.used.size() && l.used[o]; }
   double each() const { return 1.0 / static_cast<double>(at.axes.count); }
 
   Tangent weighted(Tangent t) const { return l.saved[2].defined() ? scale(std::move(t), l.saved[2]) : t; }
@@ -90,9 +83,8 @@ Tangents push(const Layer& layer, const Tangents& dx) {
   if (moves(dx, 0)) {
     const Moved m = layer.moved(layer.in(dx[0]));
     dy[0] = layer.weighted(layer.jacobian(m));
-    const auto [mean, r] = layer.statistics();
-    if (mean) dy[mean] = view(m.mean, l.out_shape[mean]);
-    if (r) dy[r] = view(scale(scale(m.h_mean, l.saved[1].square()), -1.0), l.out_shape[r]);
+    if (layer.used(1)) dy[1] = view(m.mean, l.out_shape[1]);
+    if (layer.used(2)) dy[2] = view(scale(scale(m.h_mean, l.saved[1].square()), -1.0), l.out_shape[2]);
   }
   if (moves(dx, 1)) add(dy[0], scale(layer.parameter(dx[1]), l.saved[0]));
   if (moves(dx, 2)) add(dy[0], layer.parameter(dx[2]));
@@ -110,12 +102,11 @@ Tangents pull(const Layer& layer, const Tangents& dgy) {
     if (wanted(l, 1)) dgx[1] = layer.to_parameter(scale(g, h), 1);
     if (wanted(l, 2)) dgx[2] = layer.to_parameter(g, 2);
   }
-  const auto [mean_output, r_output] = layer.statistics();
-  if (wanted(l, 0) && mean_output && !dgy[mean_output].zero()) {
-    add(dgx[0], scale(layer.wide(dgy[mean_output]), layer.each()));
+  if (wanted(l, 0) && layer.used(1) && !dgy[1].zero()) {
+    add(dgx[0], scale(layer.wide(dgy[1]), layer.each()));
   }
-  if (wanted(l, 0) && r_output && !dgy[r_output].zero()) {
-    add(dgx[0], scale(scale(layer.wide(dgy[r_output]), r.square() * h), -layer.each()));
+  if (wanted(l, 0) && layer.used(2) && !dgy[2].zero()) {
+    add(dgx[0], scale(scale(layer.wide(dgy[2]), r.square() * h), -layer.each()));
   }
   if (dgx[0].K > 0) dgx[0] = layer.out(std::move(dgx[0]), 0);
   return dgx;
@@ -126,9 +117,7 @@ Tangents curve(const Layer& layer, const std::vector<Tensor>& gys, const Tangent
   Tangents dgx(l.inputs());
   const Tensor &h = l.saved[0], &r = l.saved[1], &w = l.saved[2];
   const Tensor gy = gys[0].defined() ? gys[0].reshape(layer.at.axes.in) : Tensor();
-  const size_t r_output = layer.statistics().second;
-  const Tensor gr =
-      r_output && gys[r_output].defined() ? gys[r_output].reshape(layer.at.axes.kept) : Tensor();
+  const Tensor gr = layer.used(2) && gys[2].defined() ? gys[2].reshape(layer.at.axes.kept) : Tensor();
   const bool bow = !layer.at.constant && wanted(l, 0);
   if (moves(dx, 0) && (bow || wanted(l, 1))) {
     const Moved m = layer.moved(layer.in(dx[0]));

@@ -260,6 +260,13 @@ MARGINS = (
         for shape, weighted in (((4, 4), False), ((4, 4), True), ((4,), False))
         for fn, reference in (multi_margin(p, how, weighted, 0.7),)
     ),
+    Scenario(
+        "multi_margin_loss of a scalar",
+        ("MultiMarginLossBackward0",),
+        lambda x: F.multi_margin_loss(x, torch.tensor(0)),
+        ((),),
+        reference=lambda x: 0 * x,
+    ),
     *(
         Scenario(
             f"multilabel_margin_loss, {how}, {len(shape)} axes",
