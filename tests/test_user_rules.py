@@ -336,6 +336,122 @@ def test_threads_share_a_rule(hessian):
     assert not wrong
 
 
+def test_rules_come_and_go_while_others_compute(hessian):
+    rule, func = USES["a Function among native ops"]
+    xs = rand(3), rand(3)
+    want = stock(func, xs)
+    wrong, stop = [], threading.Event()
+
+    def work():
+        while not stop.is_set():
+            if not torch.allclose(hessian(func, xs)[0][1], want[0][1], rtol=1e-9):
+                wrong.append(1)
+
+    threads = [threading.Thread(target=work) for _ in range(3)]
+    for t in threads:
+        t.start()
+    for _ in range(200):
+        with register(*rule):
+            pass
+    stop.set()
+    for t in threads:
+        t.join()
+    assert not wrong
+
+
+# --- an op of torch's own that torch cannot differentiate twice -----------------------------------
+
+CHUNKED = "_linear_cross_entropy_batch_chunked_no_reduction"
+
+
+class LinearCrossEntropy:
+    """w_y (logsumexp z - z_y) of z = x W' + b, y the target: a linear layer and its loss in one."""
+
+    name = f"GeneratedBackwardFor_torch_nn_{CHUNKED}_defaultBackward"
+
+    def __init__(self, ctx):
+        if torch.is_grad_enabled():
+            raise NotImplementedError("what the op saved is detached")
+        self.x, self.W, y, bias, weight = ctx.saved_tensors
+        self.has_bias = bias is not None
+        z = self.x @ self.W.T + (bias if self.has_bias else 0)
+        self.p = z.softmax(-1)
+        w = torch.ones_like(z[0]) if weight is None else weight
+        self.w = torch.where(y == ctx._ignore_index, 0, w[y.clamp_min(0)])[:, None]
+        self.slope = self.w * (self.p - torch.nn.functional.one_hot(y.clamp_min(0), z.shape[-1]))
+
+    def logits(self, dx, dW, db=None):
+        return plus(
+            None if dx is None else dx @ self.W.T,
+            None if dW is None else self.x @ dW.mT,
+            None if db is None else db[:, None],
+        )
+
+    def to_inputs(self, dz):
+        return (dz @ self.W, dz.mT @ self.x, dz.sum(-2))[: 2 + self.has_bias]
+
+    def tensors(self, ctx, ts):
+        """The target and the class weights are tensors among the inputs too."""
+        x, W, b = [*ts, None][:3]
+        inputs = [x, W, None, *([b] if self.has_bias else [])]
+        return (*inputs, *[None] * (ctx.saved_tensors[4] is not None))
+
+    @classmethod
+    def push(cls, ctx, dx, dW, _, *rest):
+        s = cls(ctx)
+        return (s.slope * s.logits(dx, dW, *rest[: s.has_bias])).sum(-1)
+
+    @classmethod
+    def pull(cls, ctx, dgy):
+        s = cls(ctx)
+        return s.tensors(ctx, s.to_inputs(dgy[..., None] * s.slope))
+
+    @classmethod
+    def curve(cls, ctx, gy, dx):
+        s, (x, W, _, *rest), g = cls(ctx), dx, gy[0][:, None]
+        dz = s.logits(x, W, *rest[: s.has_bias])
+        bent = g * s.w * s.p * (dz - (s.p * dz).sum(-1, True))
+        through = [*s.to_inputs(bent)]
+        if W is not None:
+            through[0] = through[0] + (g * s.slope) @ W
+        if x is not None:
+            through[1] = through[1] + (g * s.slope).T @ x
+        return s.tensors(ctx, through)
+
+
+@pytest.mark.parametrize("bias, weighted", [(False, False), (True, False), (True, True)])
+def test_a_rule_for_an_op_of_torch_that_autograd_cannot_differentiate_twice(
+    hessian, bias, weighted
+):
+    from hesse.testing import check_rule
+
+    module = pytest.importorskip("torch.nn.modules.linear_cross_entropy")
+    if not hasattr(module, CHUNKED):
+        pytest.skip("this torch does not have the op")
+    y = torch.tensor([0, 2, -100, 1])
+    weight = torch.linspace(0.5, 2, 3, dtype=f64) if weighted else None
+    op, rule = getattr(module, CHUNKED), LinearCrossEntropy
+    xs = [torch.randn(4, 5, dtype=f64), torch.randn(3, 5, dtype=f64), torch.randn(3, dtype=f64)]
+    xs = tuple(xs[: 2 + bias])
+
+    def fused(x, W, b=None):
+        return op(x, W, y, b, weight, -100, 2, "balanced", f64)
+
+    def plain(x, W, b=None):
+        z = torch.nn.functional.linear(x, W, b)
+        return torch.nn.functional.cross_entropy(z, y, weight, reduction="none")
+
+    def func(loss):
+        return lambda *xs: loss(*xs).exp().sum()
+
+    with register(rule.name, rule.push, rule.pull, rule.curve):
+        check_rule(fused, xs, name=rule.name)
+        got, want = hessian(func(fused), xs), stock(func(plain), xs)
+    for row, other in zip(got, want, strict=True):
+        for block, wanted in zip(row, other, strict=True):
+            assert_close(block, wanted)
+
+
 # --- what a rule is given -------------------------------------------------------------------------
 
 
