@@ -17,7 +17,7 @@ CXX_FILES = $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -n
 PY_FILES = python tests bench setup.py
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test bench lint format cuda-check clean
+.PHONY: help setup build demo test coverage bench lint format cuda-check clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -50,6 +50,9 @@ demo: build  ## exact Hessians of two classifiers on the digits images
 
 test: build  ## run every test
 	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)
+
+coverage: build  ## write docs/coverage.md: every op of PyTorch's test tables (about 5 minutes)
+	PYTHONPATH=tests OMP_WAIT_POLICY=passive $(BIN)/python -W ignore -m survey docs/coverage.md
 
 bench: build  ## time hesse against its peers
 	$(BIN)/python -m bench $(ARGS)

@@ -81,14 +81,18 @@ struct Assembly {
 
 Term transposed(const Term& t) {
   Term m = t;
-  for (Dim& d : m.dims) std::swap(d.ks, d.vs);
+  for (Dim& d : m.dims) {
+    std::swap(d.ks, d.vs);
+    std::swap(d.k, d.v);
+  }
   std::swap(m.k0, m.v0);
   return m;
 }
 
 // The term's own memory, if it is the block exactly: rows by columns, nothing lazy, nobody else's.
 Tensor adoptable(const Term& t, int64_t rows, int64_t cols) {
-  if (t.coef.defined() || !t.core.defined() || t.alpha != 1.0 || t.k0 != 0 || t.v0 != 0) return {};
+  if (t.coef.defined() || !t.core.defined() || t.alpha != 1.0 || t.k0 != 0 || t.v0 != 0 || t.indexed())
+    return {};
   if (t.core.numel() != rows * cols || t.core.storage().use_count() > 1 || t.core.use_count() > 1) return {};
   if (static_cast<int64_t>(t.core.storage().nbytes()) != t.core.numel() * t.core.element_size()) return {};
   for (int64_t d = 0; d < t.rank(); ++d) {
@@ -105,7 +109,7 @@ void Assembly::add_term(const Term& term, size_t i, size_t j, bool whole) {
     block.flat = adoptable(term, rows, cols);
     if (block.flat.defined()) return;
   }
-  if (!block.flat.defined() && term.coverage() == rows * cols && !lin.create_graph) {
+  if (!block.flat.defined() && term.coverage() == rows * cols && !term.indexed() && !lin.create_graph) {
     block.flat = kernels::fresh({rows, cols}, options);
     write_into(block.flat, term, 0, cols);
     return;

@@ -200,6 +200,10 @@ void bind_tangent(py::module_& m) {
              };
              return map_axes(t, {axis}, {w.size(-2)}, apply, w);
            })
+      .def("pick_axis",
+           [](const Tangent& t, int64_t axis, const Tensor& index) { return pick_axis(t, axis, index); })
+      .def("unpick_axis", [](const Tangent& t, int64_t axis, const Tensor& index,
+                             int64_t size) { return unpick_axis(t, axis, index, size); })
       .def("map_rows",  // by the matrix w[out, in] on flat values
            [](const Tangent& t, const Tensor& w) {
              return map_rows(t, {w.size(0)}, [&](const Tensor& rows) {

@@ -176,7 +176,8 @@ bool contiguous_in(const Tensor& core, const Term& term, c10::ArrayRef<int64_t> 
 // these exactly; none if not.
 std::optional<Shape> row_order(const Tangent& t, const Term& term, int64_t k_begin, int64_t k_end) {
   const int64_t numel = t.numel();
-  if (term.k0 != k_begin || term.v0 != 0 || term.coverage() != (k_end - k_begin) * numel) return std::nullopt;
+  if (term.indexed() || term.k0 != k_begin || term.v0 != 0 || term.coverage() != (k_end - k_begin) * numel)
+    return std::nullopt;
   Shape order(term.dims.size());
   for (size_t i = 0; i < order.size(); ++i) order[i] = static_cast<int64_t>(i);
   auto stride = [&](int64_t d) { return term.dims[d].ks * numel + term.dims[d].vs; };
@@ -231,7 +232,8 @@ Tensor dense(const Tangent& t, int64_t k_begin, int64_t k_end) {
 }
 
 Tensor value(const Tangent& t) {
-  if (t.terms.size() == 1 && t.terms[0].v0 == 0 && t.terms[0].coverage() == t.numel()) {
+  if (t.terms.size() == 1 && t.terms[0].v0 == 0 && t.terms[0].coverage() == t.numel() &&
+      !t.terms[0].indexed()) {
     const Term& term = t.terms[0];
     const Shape strides = row_major(t.shape);
     bool aligned = true;
@@ -267,7 +269,8 @@ namespace {
 // The term is the whole box already, in memory that nobody else reads.
 bool owned_rows(const Tangent& t, const Term& term, int64_t first, int64_t last) {
   const int64_t numel = t.numel();
-  if (term.coef.defined() || !term.core.defined() || term.alpha != 1.0 || term.k0 != first || term.v0 != 0)
+  if (term.coef.defined() || !term.core.defined() || term.alpha != 1.0 || term.k0 != first || term.v0 != 0 ||
+      term.indexed())
     return false;
   if (term.core.numel() != (last - first) * numel || term.core.use_count() > 1 ||
       term.core.storage().use_count() > 1) {
@@ -319,7 +322,7 @@ void restrict_seeds(Tangent& t, int64_t k_end) {
   for (Term& term : t.terms) {
     const auto [first, last] = term.seed_range();
     if (first >= k_end) continue;
-    if (last > k_end) {
+    if (last > k_end && !term.indexed()) {
       // A leading dimension that alone spans the seeds beyond k_end is narrowed; anything else is kept whole,
       // which is correct and only more work.
       for (int64_t d = 0; d < term.rank(); ++d) {

@@ -22,6 +22,17 @@ Shape row_major(c10::IntArrayRef shape) {
   return strides;
 }
 
+bool Dim::operator==(const Dim& o) const {
+  auto same = [](const auto& a, const auto& b) {
+    return a == b || (a && b && a->size == b->size && same_factor(a->index, b->index));
+  };
+  return n == o.n && ks == o.ks && vs == o.vs && same(k, o.k) && same(v, o.v);
+}
+
+bool Term::indexed() const {
+  return std::any_of(dims.begin(), dims.end(), [](const Dim& d) { return d.indexed(); });
+}
+
 int64_t Term::coverage() const {
   int64_t n = 1;
   for (const Dim& d : dims) n *= d.n;
@@ -34,7 +45,7 @@ int64_t Term::stored() const {
 
 std::pair<int64_t, int64_t> Term::seed_range() const {
   int64_t first = k0, last = k0;
-  for (const Dim& d : dims) (d.ks >= 0 ? last : first) += (d.n - 1) * d.ks;
+  for (const Dim& d : dims) (d.ks >= 0 ? last : first) += (d.seed_extent() - 1) * d.ks;
   return {first, last + 1};
 }
 
@@ -76,8 +87,9 @@ bool place(Term& t, c10::IntArrayRef shape, Placement& p) {
     while (a < axes && (shape[a] == 1 || strides[a] > dim.vs)) ++a;
     if (a == axes || dim.vs % strides[a] != 0) return false;
     const int64_t step = dim.vs / strides[a];
-    if (reach[a] + (dim.n - 1) * step >= shape[a]) {
+    if (reach[a] + (dim.value_extent() - 1) * step >= shape[a]) {
       // The dimension runs over the end of the axis: split it where the axis ends.
+      if (dim.indexed()) return false;
       if (step >= shape[a] || shape[a] % step != 0 || p.offset[a] >= step || reach[a] != p.offset[a])
         return false;
       const int64_t inner = shape[a] / step;
@@ -86,7 +98,7 @@ bool place(Term& t, c10::IntArrayRef shape, Placement& p) {
       --d;
       continue;
     }
-    reach[a] += (dim.n - 1) * step;
+    reach[a] += (dim.value_extent() - 1) * step;
     p.axis.push_back(a);
     p.step.push_back(step);
   }
@@ -105,12 +117,12 @@ void split_dim(Term& t, int64_t d, int64_t inner) {
 
 void squeeze(Term& t) {
   bool any = false;
-  for (const Dim& d : t.dims) any = any || d.n == 1;
+  for (const Dim& d : t.dims) any = any || (d.n == 1 && !d.indexed());
   if (!any) return;
   c10::SmallVector<Dim, 6> kept;
   Shape drop;
   for (int64_t d = 0; d < t.rank(); ++d) {
-    if (t.dims[d].n == 1) {
+    if (t.dims[d].n == 1 && !t.dims[d].indexed()) {
       drop.push_back(d);
     } else {
       kept.push_back(t.dims[d]);
@@ -159,7 +171,31 @@ bool coef_on_seed(const Term& t) {
 
 namespace {
 
+// Each element of the term at its place.
+void index_into(const Tensor& out, const Term& t, int64_t k_begin, int64_t numel) {
+  const Shape sizes = sizes_of(t);
+  const auto whole = out.options().dtype(at::kLong);
+  Tensor at = at::full({}, (t.k0 - k_begin) * numel + t.v0, whole);
+  for (int64_t d = 0; d < t.rank(); ++d) {
+    const Dim& dim = t.dims[d];
+    Shape along(t.rank(), 1);
+    along[d] = dim.n;
+    auto places = [&](const std::shared_ptr<const Places>& by, int64_t stride) {
+      return (by ? by->index : at::arange(dim.n, whole)).mul(stride).view(along);
+    };
+    if (dim.ks != 0) at = at + places(dim.k, dim.ks * numel);
+    if (dim.vs != 0) at = at + places(dim.v, dim.vs);
+  }
+  const Tensor values =
+      t.coef.defined() || t.core.defined() ? product(t) : at::full({}, t.alpha, out.options());
+  out.view({-1}).index_add_(0, at.expand(sizes).reshape({-1}), values.expand(sizes).reshape({-1}));
+}
+
 void combine_into(kernels::Into into, const Tensor& out, const Term& t, int64_t k_begin, int64_t numel) {
+  if (t.indexed()) {
+    if (into == kernels::Into::write) out.zero_();
+    return index_into(out, t, k_begin, numel);
+  }
   Shape strides;
   for (const Dim& d : t.dims) strides.push_back(d.ks * numel + d.vs);
   kernels::combine(into, out, sizes_of(t), strides, (t.k0 - k_begin) * numel + t.v0, t.coef, t.core, t.alpha);

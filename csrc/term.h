@@ -11,12 +11,16 @@
 // dimensions that move the value index (vs != 0). Where such a dimension loses its value stride (a sum over
 // it), both factors stay apart until the next elementwise op folds coef into the core. A dimension with both
 // strides non-zero is *tied*: a diagonal.
+//
+// On either side a dimension may be placed by an index instead, i_d -> index[i_d], which may name a place
+// twice: so gathering rows keeps their ties, and scattering them back gives blocks at known places.
 #pragma once
 
 #include <ATen/core/Tensor.h>
 #include <c10/util/SmallVector.h>
 
 #include <cstdint>
+#include <memory>
 #include <utility>
 
 namespace hesse {
@@ -27,11 +31,23 @@ using Shape = c10::SmallVector<int64_t, 6>;
 int64_t numel_of(c10::IntArrayRef shape);
 Shape row_major(c10::IntArrayRef shape);  // strides of a contiguous tensor
 
+// Places in [0, size) by index.
+struct Places {
+  Tensor index;  // [n], int64
+  int64_t size;
+};
+
 struct Dim {
-  int64_t n;   // size
-  int64_t ks;  // seed stride
-  int64_t vs;  // value stride
-  bool operator==(const Dim& o) const { return n == o.n && ks == o.ks && vs == o.vs; }
+  int64_t n;                             // size
+  int64_t ks;                            // seed stride
+  int64_t vs;                            // value stride
+  std::shared_ptr<const Places> k = {};  // seeds by index: ks * k[i]
+  std::shared_ptr<const Places> v = {};  // values by index: vs * v[i]
+  bool operator==(const Dim& o) const;
+  bool indexed() const { return k || v; }
+  // How many steps of its stride the dimension may reach over.
+  int64_t seed_extent() const { return k ? k->size : n; }
+  int64_t value_extent() const { return v ? v->size : n; }
 };
 
 struct Term {
@@ -45,8 +61,9 @@ struct Term {
   bool spoiled = false;  // core may hold NaN, which a factor that selects has to end there too
 
   int64_t rank() const { return static_cast<int64_t>(dims.size()); }
-  int64_t coverage() const;                        // elements of T that the term touches
-  int64_t stored() const;                          // elements held in memory (coef and core)
+  bool indexed() const;      // along any dimension
+  int64_t coverage() const;  // elements of T that the term touches (some twice if indexed)
+  int64_t stored() const;    // elements held in memory (coef and core)
   std::pair<int64_t, int64_t> seed_range() const;  // [first, last + 1)
 };
 
@@ -66,7 +83,7 @@ struct Placement {
   c10::SmallVector<int64_t, 6> offset;
 };
 
-// Splits dimensions until each lies within one axis of `shape`; false when strides cannot express it.
+// Splits dimensions until each lies within one axis of `shape`; false when that cannot be expressed.
 bool place(Term& term, c10::IntArrayRef shape, Placement& placement);
 
 // Splits dimension d of the term into (n / inner, inner).

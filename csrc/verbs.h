@@ -61,6 +61,11 @@ class DemandScope {
   const Demand* previous_;
 };
 
+// y[.., j, ..] = x[.., index[j], ..] along one axis; the index is a vector of places, not negative.
+Tangent pick_axis(Tangent t, int64_t axis, const Tensor& index);
+// Its transpose, onto an axis of `size`: x[.., index[j], ..] += y[.., j, ..].
+Tangent unpick_axis(Tangent t, int64_t axis, const Tensor& index, int64_t size);
+
 // A linear map of some axes: rows [R, D, *in] -> [R, D, *out], for each of the D a tensor of known [D, ...].
 using AxesMap = std::function<Tensor(const Tensor& rows, const Tensor& known)>;
 // Applies f along `axes` (ascending), whose sizes become `sizes`; the other axes are carried, ties and all.

@@ -365,6 +365,51 @@ def test_a_map_of_all_axes_is_the_map_of_rows(t, data):
     agree(t.lazy().map_rows(w), flat(t.dense()) @ w.T)
 
 
+# ---- places by index -----------------------------------------------------------------------------
+
+
+@st.composite
+def picks(draw, shape):
+    """An axis, and an index of places on it, some of them twice or never."""
+    axis = draw(st.integers(0, len(shape) - 1))
+    places = draw(st.lists(st.integers(0, shape[axis] - 1), min_size=1, max_size=5))
+    return axis, torch.tensor(places)
+
+
+def unpicked(rows, axis, index, size):
+    shape = list(rows.shape)
+    shape[axis + 1] = size
+    return torch.zeros(shape, dtype=rows.dtype).index_add(axis + 1, index, rows)
+
+
+@law
+@given(tangents().filter(lambda t: t.shape), st.data())
+def test_pick_axis_reads_places_by_index(t, data):
+    axis, index = data.draw(picks(t.shape))
+    agree(t.lazy().pick_axis(axis, index), t.dense().index_select(axis + 1, index))
+
+
+@law
+@given(tangents().filter(lambda t: t.shape), st.data())
+def test_unpick_axis_adds_at_places_by_index(t, data):
+    axis = data.draw(st.integers(0, len(t.shape) - 1))
+    size = data.draw(st.integers(1, 5))
+    index = torch.tensor(
+        [data.draw(st.integers(0, size - 1)) for _ in range(t.shape[axis])], dtype=torch.long
+    )
+    agree(t.lazy().unpick_axis(axis, index, size), unpicked(t.dense(), axis, index, size))
+
+
+@law
+@given(st.data())
+def test_pick_axis_and_unpick_axis_are_adjoint(data):
+    x = data.draw(tangents().filter(lambda t: t.shape))
+    axis, index = data.draw(picks(x.shape))
+    y = data.draw(tangents((*x.shape[:axis], len(index), *x.shape[axis + 1 :]), x.K))
+    back = y.lazy().unpick_axis(axis, index, x.shape[axis])
+    adjoint(x.lazy().pick_axis(axis, index), x, back, y)
+
+
 # ---- chains --------------------------------------------------------------------------------------
 
 
@@ -374,7 +419,7 @@ def test_a_chain_of_verbs_is_the_chain_on_rows(t, data):
     lazy, rows = t.lazy(), t.dense()
     for _ in range(data.draw(st.integers(2, 5))):
         shape = list(lazy.shape)
-        verbs = ["scale", "take", "sum", "product", "double", "view", "flip"]
+        verbs = ["scale", "take", "sum", "product", "double", "view", "flip", "pick", "unpick"]
         verb = data.draw(st.sampled_from(verbs))
         if verb == "scale":
             c = normal(data.draw, shape)
@@ -395,6 +440,14 @@ def test_a_chain_of_verbs_is_the_chain_on_rows(t, data):
         elif verb == "flip" and shape:
             axis = data.draw(st.integers(0, len(shape) - 1))
             lazy, rows = lazy.flip([axis]), rows.flip(axis + 1)
+        elif verb == "pick" and shape:
+            axis, index = data.draw(picks(shape))
+            lazy, rows = lazy.pick_axis(axis, index), rows.index_select(axis + 1, index)
+        elif verb == "unpick" and shape:
+            axis = data.draw(st.integers(0, len(shape) - 1))
+            index = torch.arange(shape[axis]) % 3
+            lazy = lazy.unpick_axis(axis, index, 3)
+            rows = unpicked(rows, axis, index, 3)
         elif verb == "double":
             c = normal(data.draw, shape)
             lazy, rows = lazy.add(lazy.scale(c)), rows * (1 + c)
@@ -431,6 +484,21 @@ def test_a_map_along_an_axis_keeps_the_ties_of_the_others():
     w = torch.randn(6, 3, 4, dtype=f64)  # another matrix for each of the six
     y = identity(6, 4).lazy().map_axis(1, w)
     assert y.num_terms == 1 and y.stored == w.numel()
+
+
+def test_gathered_and_scattered_rows_keep_their_ties():
+    index = torch.tensor([3, 0, 3, 5, 1])
+    edges = identity(6, 4).lazy().pick_axis(0, index)
+    assert edges.num_terms == 1 and edges.stored == 0
+    rows = torch.eye(24, dtype=f64).view(24, 6, 4)
+    agree(edges, rows[:, index])
+    w = torch.randn(5, 4, dtype=f64)
+    energy = edges.scale(w).sum([1], False)
+    agree(energy, (rows[:, index] * w).sum(2))
+    back = energy.unpick_axis(0, index.flip(0), 6).view([2, 3])
+    assert back.num_terms == 1 and back.stored == w.numel()
+    expected = unpicked((rows[:, index] * w).sum(2), 0, index.flip(0), 6)
+    agree(back, expected.view(24, 2, 3))
 
 
 def test_many_small_terms_become_one_box():

@@ -17,7 +17,7 @@ thread_local const Demand* demand = nullptr;
 
 // The landing of a term whose dimensions (summed ones aside) are final.
 std::optional<Landing> landing_of(const Term& term, const std::vector<bool>& reduce, c10::IntArrayRef shape) {
-  if (!demand || c10::IntArrayRef(demand->shape) != shape) return std::nullopt;
+  if (!demand || term.indexed() || c10::IntArrayRef(demand->shape) != shape) return std::nullopt;
   Term bare;
   bare.k0 = term.k0;
   bare.v0 = term.v0;

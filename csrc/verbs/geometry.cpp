@@ -24,6 +24,7 @@ Cut cut_axis(Term& term, Placement& p, int64_t a, int64_t start, int64_t step, i
     d = i;
   }
   const int64_t from = p.offset[a] - start;
+  if (d >= 0 && term.dims[d].v) return Cut::irregular;
   if (d < 0) {
     if (from < 0 || from % step != 0 || from / step >= count) return Cut::dropped;
     p.offset[a] = from / step;
@@ -52,8 +53,14 @@ Cut cut_axis(Term& term, Placement& p, int64_t a, int64_t start, int64_t step, i
   for (Tensor* f : {&term.coef, &term.core}) {
     if (varies(*f, d)) *f = f->slice(d, first, last + 1, stride);
   }
-  term.k0 += first * term.dims[d].ks;
-  term.dims[d] = {n, term.dims[d].ks * stride, term.dims[d].vs};
+  Dim& dim = term.dims[d];
+  dim.n = n;
+  if (dim.k) {
+    dim.k = std::make_shared<Places>(dim.k->index.slice(0, first, last + 1, stride), dim.k->size);
+  } else {
+    term.k0 += first * dim.ks;
+    dim.ks *= stride;
+  }
   p.offset[a] = (from + first * s) / step;
   p.step[d] = stride * s / step;
   return Cut::kept;
@@ -127,7 +134,7 @@ Tangent take(Tangent t, const Geometry& g) {
   for (Term& source : t.terms) {
     Term term = source;
     Placement p;
-    place_or_densify(t, term, p);
+    place_or_densify(t, term, p, /*scattered=*/true);
     Cut cut = Cut::kept;
     for (int attempt = 0; attempt < 2; ++attempt) {
       for (int64_t a = 0; a < rank && cut == Cut::kept; ++a) {
@@ -178,7 +185,7 @@ Tangent put(Tangent t, const Geometry& g, c10::IntArrayRef shape) {
   }
   for (Term& term : t.terms) {
     Placement p;
-    place_or_densify(t, term, p);
+    place_or_densify(t, term, p, /*scattered=*/true);
     for (int64_t d = 0; d < term.rank(); ++d) {
       term.dims[d].vs = p.axis[d] < 0 ? 0 : p.step[d] * g.stride[p.axis[d]];
     }

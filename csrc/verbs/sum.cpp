@@ -86,7 +86,7 @@ Tangent sum(Tangent t, c10::IntArrayRef axes, bool keepdim) {
   }
   for (Term& term : t.terms) {
     Placement p;
-    place_or_densify(t, term, p);
+    place_or_densify(t, term, p, /*scattered=*/true);
     std::vector<bool> reduce(term.rank());
     for (int64_t d = 0; d < term.rank(); ++d)
       reduce[d] = p.axis[d] >= 0 && gone[p.axis[d]] && term.dims[d].ks == 0;

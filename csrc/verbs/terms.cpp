@@ -4,10 +4,14 @@
 
 #include <ATen/ATen.h>
 
+#include <algorithm>
+
 namespace hesse {
 
-void place_or_densify(const Tangent& t, Term& term, Placement& p) {
-  if (place(term, t.shape, p)) return;
+void place_or_densify(const Tangent& t, Term& term, Placement& p, bool scattered) {
+  const bool may =
+      scattered || std::none_of(term.dims.begin(), term.dims.end(), [](const Dim& d) { return d.v; });
+  if (may && place(term, t.shape, p)) return;
   ledger().densified.insert(ledger().op);
   term = densify(t, term);
   TORCH_INTERNAL_ASSERT(place(term, t.shape, p));
@@ -18,6 +22,7 @@ void move_axes(Term& term, const Placement& p, c10::IntArrayRef to, c10::IntArra
   for (int64_t d = 0; d < term.rank(); ++d) {
     const int64_t a = p.axis[d];
     term.dims[d].vs = a >= 0 && to[a] >= 0 ? p.step[d] * strides[to[a]] : 0;
+    if (term.dims[d].vs == 0) term.dims[d].v = nullptr;
   }
   term.v0 = 0;
   for (size_t a = 0; a < to.size(); ++a) {

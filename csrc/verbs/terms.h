@@ -5,8 +5,9 @@
 
 namespace hesse {
 
-// Resolves a term on the axes of the tangent's shape, as a dense box when strides cannot express it.
-void place_or_densify(const Tangent& t, Term& term, Placement& p);
+// Resolves a term on the axes of the tangent's shape, as a dense box when that cannot be expressed; also when
+// values are placed by index, unless the verb only moves whole axes (`scattered`).
+void place_or_densify(const Tangent& t, Term& term, Placement& p, bool scattered = false);
 // Rewrites value strides for a shape in which old axis a is new axis to[a] (-1: gone, its offset is dropped).
 void move_axes(Term& term, const Placement& p, c10::IntArrayRef to, c10::IntArrayRef shape);
 // Appends a dimension along which nothing varies yet.

@@ -1,0 +1,93 @@
+// Elements of an axis picked by an index. What is tied along the axis stays so, placed by the index; the rest is a
+// linear map.
+#include "verbs.h"
+
+#include "ledger.h"
+#include "verbs/terms.h"
+
+#include <ATen/ATen.h>
+
+#include <optional>
+
+namespace hesse {
+
+namespace {
+
+// The one dimension that runs along the axis, in order and from end to end, if it is tied.
+std::optional<int64_t> tie_along(const Term& term, const Placement& p, int64_t axis, int64_t size) {
+  std::optional<int64_t> found;
+  for (int64_t d = 0; d < term.rank(); ++d) {
+    if (p.axis[d] != axis) continue;
+    if (found) return std::nullopt;
+    found = d;
+  }
+  if (!found) return std::nullopt;
+  const Dim& dim = term.dims[*found];
+  const bool whole = dim.n == size && p.step[*found] == 1 && p.offset[axis] == 0;
+  return dim.ks != 0 && whole ? found : std::nullopt;
+}
+
+// Terms with a tie along the axis by `move`, the others together by `map`.
+template <class Move, class Map>
+Tangent by_term(Tangent t, int64_t axis, int64_t to_size, Move move, Map map) {
+  Tangent rest = zero_like(t, t.shape);
+  const int64_t size = t.shape[axis];
+  Shape shape = t.shape, to(t.shape.size());
+  shape[axis] = to_size;
+  for (size_t a = 0; a < to.size(); ++a) to[a] = static_cast<int64_t>(a);
+  Tangent out = zero_like(t, shape);
+  for (Term& term : t.terms) {
+    Placement p;
+    place_or_densify(t, term, p);
+    const auto d = tie_along(term, p, axis, size);
+    if (!d) {
+      rest.terms.push_back(std::move(term));
+      continue;
+    }
+    move_axes(term, p, to, shape);
+    move(term, *d, size);
+    out.terms.push_back(std::move(term));
+  }
+  if (!rest.zero()) accumulate(out, map(std::move(rest)));
+  return out;
+}
+
+}  // namespace
+
+Tangent pick_axis(Tangent t, int64_t axis, const Tensor& index) {
+  if (index.numel() == 0) {
+    t.shape[axis] = 0;
+    return zero_like(t, t.shape);
+  }
+  auto move = [&index](Term& term, int64_t d, int64_t size) {
+    Dim& dim = term.dims[d];
+    dim.n = index.size(0);
+    dim.k = dim.k ? std::make_shared<Places>(dim.k->index.index_select(0, index), dim.k->size)
+                  : std::make_shared<Places>(index, size);
+    if (varies(term.coef, d)) term.coef = term.coef.index_select(d, index);
+    if (varies(term.core, d)) {
+      ledger().reserve(term.core.numel() / size * dim.n, term.core.element_size());
+      term.core = term.core.index_select(d, index);
+      term.owned = true;
+    }
+  };
+  auto map = [&](Tangent rest) {
+    return map_axes(std::move(rest), {axis}, {index.size(0)},
+                    [&index](const Tensor& rows, const Tensor&) { return rows.index_select(-1, index); });
+  };
+  return by_term(std::move(t), axis, index.size(0), move, map);
+}
+
+Tangent unpick_axis(Tangent t, int64_t axis, const Tensor& index, int64_t size) {
+  auto move = [&](Term& term, int64_t d, int64_t) {
+    term.dims[d].v = std::make_shared<Places>(index, size);
+  };
+  auto map = [&](Tangent rest) {
+    return map_axes(std::move(rest), {axis}, {size}, [&](const Tensor& rows, const Tensor&) {
+      return at::zeros({rows.size(0), rows.size(1), size}, rows.options()).index_add(-1, index, rows);
+    });
+  };
+  return by_term(std::move(t), axis, size, move, map);
+}
+
+}  // namespace hesse
