@@ -482,6 +482,42 @@ def test_a_rule_sees_all_seeds_at_once_and_what_the_node_saved():
     ]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_a_rule_returns_is_cast_to_what_the_op_works_in(hessian, dtype):
+    def double(f):
+        def run(ctx, *args):
+            out = f(ctx, *args)
+            return (out[0] if isinstance(out, tuple) else out).double()
+
+        return run
+
+    def func(x):
+        return Cube.apply(x.sin()).sum() * x.sum()
+
+    x = rand(4).to(dtype)
+    with register("CubeBackward", *map(double, CUBE[1:])):
+        H = hessian(func, x)
+    assert H.dtype == dtype
+    tolerance = 1e-5 if dtype == torch.float32 else 5e-2
+    torch.testing.assert_close(H.double(), stock(func, x.double()), rtol=tolerance, atol=tolerance)
+
+
+def test_a_rule_is_not_asked_where_complex_values_flow(hessian):
+    import hesse
+
+    def func(x):
+        return Cube.apply(torch.complex(x, x.sin())).abs().square().sum()
+
+    def never(*args):
+        raise AssertionError("a rule was called")
+
+    x = rand(3)
+    want = stock(func, x)
+    with register("CubeBackward", never, never, never):
+        assert_close(hessian(func, x), want)
+        assert not hesse.explain(func, x).user_ops
+
+
 def test_a_rule_without_a_curve_is_that_of_a_linear_op(hessian):
     x = rand(3)
     with register("DoubledBackward", lambda ctx, dx: 2 * dx, lambda ctx, g: 2 * g):

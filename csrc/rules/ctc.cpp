@@ -12,6 +12,9 @@
 //     curve        the derivative of c: the tangent of a_t goes forward, then that of c_t back, with
 //                  dw_t(s, j) = w_t(s, j) (da_{t-1}(s - j) - dm_t(s))
 //
+// These are the derivatives of the loss in x as it is. PyTorch's own backward adds exp(x), which log_softmax
+// takes out again.
+//
 // Samples do not meet. Beyond a sample's end all its weights are those of standing still. Log of zero is a
 // large number: log P then stays one too, and y is infinite.
 #include "reduction.h"

@@ -78,7 +78,8 @@ def register_rule(
         override: replace the rule that the name has, hesse's own or a user's.
 
     ``ctx`` is that of the Function, with its ``saved_tensors`` and attributes, or else the node
-    itself. Do not write into what is given. Under ``create_graph`` the functions are recorded, so
+    itself. Do not write into what is given. A node that complex values flow through is left to
+    autograd. Under ``create_graph`` the functions are recorded, so
     write them in differentiable operations.
 
     Returns:
