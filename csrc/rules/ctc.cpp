@@ -8,12 +8,13 @@
 // whose weights w_t(s, j) and f(s) are the softmax of what each sums. Backward through it flow the posteriors
 // c_t(s) = d log P / d e_t(s), that is c_T = f, c_{t-1}(s) = sum_j w_t(s + j, j) c_t(s + j). So
 //
-//     push, pull   y is a sum of x over t and class, weighted by -c
+//     push, pull   a sum of x over t and class, weighted by -c
 //     curve        the derivative of c: the tangent of a_t goes forward, then that of c_t back, with
 //                  dw_t(s, j) = w_t(s, j) (da_{t-1}(s - j) - dm_t(s))
 //
-// These are the derivatives of the loss in x as it is. PyTorch's own backward adds exp(x), which log_softmax
-// takes out again.
+// PyTorch takes x for normalised: its gradient is that of y + sum exp(x) over the sample, whose second part
+// log_softmax turns into a constant. Ours are the derivatives of the same: exp(x) - c, and exp(x) dx in
+// curve.
 //
 // Samples do not meet. Beyond a sample's end all its weights are those of standing still. Log of zero is a
 // large number: log P then stays one too, and y is infinite.
@@ -137,7 +138,8 @@ void save(Local& l) {
   const Tensor ends = at::where(last.eq(0).logical_or(last.eq(-1)), a, kNever);
   const Tensor never = ends.logsumexp(-1, true).lt(kNever / 2);
   const double lost = n.zero_infinity ? 0.0 : std::numeric_limits<double>::quiet_NaN();
-  const Tensor f = at::where(never, at::full({}, lost, x.options()), ends.softmax(-1));
+  const Tensor loss = at::where(never, at::full({}, lost, x.options()), 1.0);  // [N, 1]
+  const Tensor f = ends.softmax(-1) * loss;
   Tensor d = f;
   for (int64_t t = T - 1; t >= 0; --t) {
     c[t] = d;
@@ -146,7 +148,10 @@ void save(Local& l) {
   }
   l.saved = {labels, indicator(l, runs), at::stack(w, 1), at::stack(c, 1), f};
   const Known known(l.saved);
-  l.first = {times(-1, known.to_classes(known.c.unsqueeze(0), x.size(2)).squeeze(0).transpose(0, 1))};
+  const Tensor expected = known.to_classes(known.c.unsqueeze(0), x.size(2)).squeeze(0);
+  const Tensor p = x.exp() * (known.runs * loss).unsqueeze(-1);
+  l.saved.push_back(p.transpose(0, 1));
+  l.first = {Factor((p - expected).transpose(0, 1))};
 }
 
 template <class N>
@@ -161,11 +166,11 @@ void ctc_loss(const char* name) {
     if (!gy[0].defined()) return Tangents(1);
     const Known known(l.saved);
     const Shape& in = l.in_shape[0];
-    Tangent t = map_axes(
+    Tangent bent = map_axes(
         dx[0], {0, 2}, {in[0], in[2]},
         [known](const Tensor& rows, const Tensor& samples) { return bend(known.of(samples), rows); },
         at::arange(in[1], known.labels.options()));
-    return {scale(scale(std::move(t), gy[0].reshape({1, in[1], 1})), -1.0)};
+    return {scale(minus(scale(dx[0], l.saved[5]), std::move(bent)), gy[0].reshape({1, in[1], 1}))};
   };
   add_rule(name, std::move(rule));
 }
