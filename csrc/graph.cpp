@@ -44,14 +44,14 @@ bool any_complex(const Graph& graph, const std::vector<int>& slots) {
 }
 
 // The rule of the node's name where it covers this node, else the autograd rule.
-const Rule* rule_of(const Graph& graph, const Step& step) {
+RulePtr rule_of(const Graph& graph, const Step& step) {
   const bool complex = any_complex(graph, step.in) || any_complex(graph, step.out);
-  const Rule* rule = complex ? find_complex_rule(step.name) : find_rule(step.name);
+  RulePtr rule = complex ? find_complex_rule(step.name) : find_rule(step.name);
   if (rule && rule->covers) {
     Local local = local_of(graph, step);
     if (!rule->covers(local)) rule = nullptr;
   }
-  return rule ? rule : &autograd_rule();
+  return rule ? rule : autograd_rule();
 }
 
 }  // namespace
@@ -194,9 +194,8 @@ Graph build_graph(const std::vector<Tensor>& outputs, const std::vector<Tensor>&
       slot_at[{node, o}] = step.out.back();
       graph.slots.push_back(std::move(slot));
     }
-    const bool own = is_own(*node);
-    graph.symmetric = graph.symmetric && own;
-    step.rule = own ? rule_of(graph, step) : &autograd_rule();
+    step.rule = may_have_rule(*node) ? rule_of(graph, step) : autograd_rule();
+    graph.symmetric = graph.symmetric && (step.rule->native || is_own(*node));
     curved_below = curved_below || step.rule->curve;
     for (int o : step.out) {
       if (o >= 0) graph.slots[o].curved_below = curved_below;

@@ -24,7 +24,7 @@ struct Slot {
 
 struct Step {
   NodePtr node;
-  const Rule* rule = nullptr;  // the node's own where there is one and it covers the node
+  RulePtr rule;  // the node's own where there is one and it covers the node
   std::string name;
   std::vector<int> in;   // slot of each input of the op, -1: does not depend on our inputs
   std::vector<int> out;  // slot of each output, -1: unused

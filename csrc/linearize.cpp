@@ -82,7 +82,7 @@ void save(Linearization& lin, size_t s) {
     step.rule->save(lin.locals[s]);
   } catch (const SavedSparse&) {
     if (!step.rule->curve) throw;
-    step.rule = &autograd_rule();
+    step.rule = autograd_rule();
     lin.locals[s] = local_of(lin.graph, step);
   }
 }

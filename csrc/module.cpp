@@ -1,8 +1,9 @@
-// The Python module hesse._C: the only file that knows Python.
+// The Python module hesse._C. Beside python_rule.cpp the only file that knows Python.
 #include "assemble.h"
 #include "kernels/combine.h"
 #include "kernels/mirror.h"
 #include "kernels/workspace.h"
+#include "python_rule.h"
 
 #include <ATen/ATen.h>
 #include <torch/csrc/utils/pybind.h>
@@ -56,16 +57,23 @@ Seeds directions(const Linearization& lin, const MaybeTensors& dxs, int64_t K) {
 }
 
 py::dict report_of(const Handle& h) {
-  std::map<std::string, int64_t> native, autograd, loops;
+  std::map<std::string, int64_t> native, user, autograd, loops;
   for (size_t s = 0; s < h.lin.graph.steps.size(); ++s) {
     const Step& step = h.lin.graph.steps[s];
-    ++(step.rule->native ? native : autograd)[step.name];
     const Local& local = h.lin.locals[s];
+    if (step.rule->of_user) {
+      ++user[step.name];
+    } else if (local.inner_rule && local.inner_rule->of_user) {  // applied in place to a view
+      ++user[local.inner->node->name()];
+    } else {
+      ++(step.rule->native ? native : autograd)[step.name];
+    }
     if (local.driven.looped || (local.inner && local.inner->driven.looped)) ++loops[step.name];
   }
   py::dict d;
   d["steps"] = h.lin.graph.steps.size();
   d["native_ops"] = native;
+  d["user_ops"] = user;
   d["autograd_ops"] = autograd;
   d["looped_ops"] = loops;
   d["symmetric"] = h.lin.graph.symmetric;
@@ -230,6 +238,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   forget_python_error = forget_error;
   py::register_exception<Unsupported>(m, "Unsupported", PyExc_RuntimeError);
   m.attr("torch_version") = TORCH_VERSION;
+  m.def("hide_rules", &hide_rules, py::arg("names"), "Lets the autograd rule stand in for these nodes.");
   m.def("rule_names", &rule_names, "Autograd nodes with a native rule.");
 
   using release = py::call_guard<py::gil_scoped_release>;
@@ -285,6 +294,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
                    {}});
       },
       py::arg("outputs"), py::arg("inputs"), py::arg("gys"), py::arg("create_graph"), release());
+  bind_user_rules(m);
   bind_tangent(m);
   bind_kernels(m);
 }

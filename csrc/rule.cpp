@@ -6,27 +6,37 @@
 #include <torch/csrc/autograd/functions/tensor.h>
 #include <torch/csrc/autograd/generated/Functions.h>
 
+#include <algorithm>
 #include <map>
+#include <mutex>
 #include <set>
+#include <shared_mutex>
 #include <string_view>
 #include <typeinfo>
 
 namespace hesse {
 
 namespace {
-using Table = std::map<std::string, Rule>;
-Table& table() {
-  static Table rules;
-  return rules;
+
+using Table = std::map<std::string, RulePtr>;
+
+// Never destroyed: the rules of a user hold Python objects, and Python may be gone at exit.
+struct Tables {
+  Table real, complex;                               // complete once the module is loaded
+  std::map<std::string, std::vector<RulePtr>> user;  // the latest last
+  std::set<std::string> hidden;
+  std::shared_mutex mutex;  // users register theirs at any time
+};
+Tables& tables() {
+  static Tables& t = *new Tables;
+  return t;
 }
-Table& complex_table() {
-  static Table rules;
-  return rules;
-}
-const Rule* find(const Table& rules, const std::string& name) {
+
+RulePtr find(const Table& rules, const std::string& name) {
   const auto it = rules.find(name);
-  return it == rules.end() ? nullptr : &it->second;
+  return it == rules.end() ? nullptr : it->second;
 }
+
 }  // namespace
 
 Tangent scale(Tangent t, const Factor& f) {
@@ -57,34 +67,73 @@ Tensor Local::unpack(const torch::autograd::SavedVariable& v) const {
   return t.is_neg() ? t.resolve_neg() : t;
 }
 
-void add_rule(const std::string& name, Rule rule) { table()[name] = std::move(rule); }
+void add_rule(const std::string& name, Rule rule) {
+  tables().real[name] = std::make_shared<const Rule>(std::move(rule));
+}
 
-const Rule* find_rule(const std::string& name) { return find(table(), name); }
+RulePtr find_rule(const std::string& name) {
+  const std::shared_lock lock(tables().mutex);
+  if (tables().hidden.count(name)) return nullptr;
+  const auto it = tables().user.find(name);
+  return it == tables().user.end() ? find(tables().real, name) : it->second.back();
+}
 
-void add_complex_rule(const std::string& name, Rule rule) { complex_table()[name] = std::move(rule); }
+void add_complex_rule(const std::string& name, Rule rule) {
+  tables().complex[name] = std::make_shared<const Rule>(std::move(rule));
+}
+
 void holds_for_complex(const std::string& name, Rule::Covers covers) {
-  Rule rule = table().at(name);
+  Rule rule = *tables().real.at(name);
   if (covers) rule.covers = std::move(covers);
   add_complex_rule(name, std::move(rule));
 }
-const Rule* find_complex_rule(const std::string& name) {
-  const Rule* rule = find(complex_table(), name);
+
+RulePtr find_complex_rule(const std::string& name) {
+  const std::shared_lock lock(tables().mutex);
+  if (tables().hidden.count(name)) return nullptr;
+  RulePtr rule = find(tables().complex, name);
   if (rule) return rule;
-  rule = find_rule(name);
+  rule = find(tables().real, name);
   return rule && rule->reindexes ? rule : nullptr;
 }
 
 std::vector<std::string> rule_names() {
   std::set<std::string> names;
-  for (const Table* rules : {&table(), &complex_table()}) {
+  for (const Table* rules : {&tables().real, &tables().complex}) {
     for (const auto& entry : *rules) names.insert(entry.first);
   }
   return {names.begin(), names.end()};
 }
 
-const Rule& autograd_rule() {
-  static const Rule rule = rules::autograd();
+RulePtr autograd_rule() {
+  static const RulePtr rule = std::make_shared<const Rule>(rules::autograd());
   return rule;
+}
+
+RulePtr add_user_rule(const std::string& name, Rule rule, bool override) {
+  auto added = std::make_shared<const Rule>(std::move(rule));
+  const std::unique_lock lock(tables().mutex);
+  const bool before = tables().user.count(name) > 0;
+  if (!override && (before || find(tables().real, name))) {
+    throw std::invalid_argument(name + " has a rule" +
+                                (before ? " that was registered before" : " of hesse's own"));
+  }
+  tables().user[name].push_back(added);
+  return added;
+}
+
+void remove_user_rule(const std::string& name, const RulePtr& rule) {
+  const std::unique_lock lock(tables().mutex);
+  const auto it = tables().user.find(name);
+  if (it == tables().user.end()) return;
+  auto& rules = it->second;
+  rules.erase(std::remove(rules.begin(), rules.end(), rule), rules.end());  // `rule` itself lives on
+  if (rules.empty()) tables().user.erase(it);
+}
+
+void hide_rules(const std::vector<std::string>& names) {
+  const std::unique_lock lock(tables().mutex);
+  tables().hidden = {names.begin(), names.end()};
 }
 
 namespace {
@@ -125,6 +174,17 @@ bool is_own(const Node& node) {
   }
   return type == typeid(CopyBackwards) ||
          std::string_view(type.name()).starts_with("N5torch8autograd9generated");
+}
+
+bool may_have_rule(const Node& node) {
+  if (is_own(node)) return true;
+  if (writes_twice(node)) return false;
+  const Node* acting = &node;
+  if (typeid(node) == typeid(torch::autograd::CopySlices)) {
+    acting = static_cast<const torch::autograd::CopySlices&>(node).fn.get();
+  }
+  const RulePtr rule = acting ? find_rule(acting->name()) : nullptr;
+  return rule && rule->of_user;
 }
 
 void register_rules() {

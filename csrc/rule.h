@@ -12,6 +12,7 @@
 #include "verbs.h"
 
 #include <functional>
+#include <memory>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -19,6 +20,9 @@
 namespace hesse {
 
 using Tangents = std::vector<Tangent>;
+
+struct Rule;
+using RulePtr = std::shared_ptr<const Rule>;  // what uses a rule keeps it: a user may remove theirs meanwhile
 
 // The graph itself is beyond the engine: the caller decides what to do instead. what() is the reason.
 struct Unsupported : std::runtime_error {
@@ -66,6 +70,7 @@ struct Local {
   Shape batch;                       // functions of matrices: the axes before those of the matrices
   bool vectors = false;              // and whether their right-hand sides are vectors
   std::shared_ptr<Local> inner;      // CopySlices: the op that was applied in place to a view
+  RulePtr inner_rule;                // ... and its rule
   std::shared_ptr<Replay> replay;    // the op computed anew in parts
 
   // What the autograd rule keeps of its step.
@@ -93,25 +98,34 @@ struct Rule {
   Curve curve;  // likewise
   Both both;    // pull(dgy) + curve(gy, dx), of a rule that has less work with the two at once
   bool native = true;
+  bool of_user = false;     // written in Python
   bool reindexes = false;   // pull only moves values: what it returns is a strided view's transpose
   bool multiplies = false;  // pull's einsum yields the input's gradient as it is
 };
 
-// Node name, such as "MulBackward0", to rule.
+// Node name, such as "MulBackward0", to rule. The latest rule of a name counts, null if there is none.
 void add_rule(const std::string& name, Rule rule);
-const Rule* find_rule(const std::string& name);
+RulePtr find_rule(const std::string& name);
 // The same for nodes through which complex values flow, where J' is the transpose of real linear maps: it
 // multiplies with the conjugate. A rule whose formulas hold there too says so by `holds_for_complex`; one
 // that only reindexes always does.
 void add_complex_rule(const std::string& name, Rule rule);
 void holds_for_complex(const std::string& name, Rule::Covers covers = {});
-const Rule* find_complex_rule(const std::string& name);
-std::vector<std::string> rule_names();
-const Rule& autograd_rule();
+RulePtr find_complex_rule(const std::string& name);
+std::vector<std::string> rule_names();  // of those that are not a user's
+RulePtr autograd_rule();
+// A user's rule, until it is removed again. Throws std::invalid_argument where the name has a rule that this
+// one may not `override`.
+RulePtr add_user_rule(const std::string& name, Rule rule, bool override);
+void remove_user_rule(const std::string& name, const RulePtr& rule);
+// These have no rule until others are named, so that what stands in for one can be tested.
+void hide_rules(const std::vector<std::string>& names);
 
 // Whether a node is PyTorch's own: the true gradient of its forward, linear in what flows back, and without
 // code of the user's.
 bool is_own(const Node& node);
+// Whether the node's rule, if it has one, may stand for it: it is PyTorch's own, or the rule is a user's.
+bool may_have_rule(const Node& node);
 
 // Each family registers itself; called once when the module loads.
 namespace rules {

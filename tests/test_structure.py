@@ -480,3 +480,44 @@ def test_steps_are_the_nodes_between_input_and_output():
     report = hesse.explain(f, randn(4))
     assert report.native_ops == {"SinBackward0": 1, "MulBackward0": 1, "SumBackward0": 1}
     assert report.steps == 3
+
+
+# ---- what torch does not differentiate twice -----------------------------------------------------
+
+
+def sequences(batch):
+    targets = (torch.arange(batch * 2) % 3 + 1).view(batch, 2)
+    return lambda x: F.ctc_loss(x.log_softmax(-1), targets, (5,) * batch, (2,) * batch)
+
+
+BEYOND = {
+    "a loss of sequences": (sequences, lambda batch: randn(5, batch, 4), 1),
+    "a margin": (
+        lambda batch: lambda x: F.multi_margin_loss(x, torch.arange(batch) % 4, p=2),
+        lambda batch: randn(batch, 4),
+        0,
+    ),
+    "the statistics of a norm": (
+        lambda batch: (
+            lambda x: torch.native_group_norm(x, None, None, batch, 4, 3, 2, 1e-3)[2].sum()
+        ),
+        lambda batch: randn(batch, 4, 3),
+        0,
+    ),
+}
+
+
+@pytest.mark.parametrize("create_graph", [False, True])
+@pytest.mark.parametrize("name", BEYOND)
+def test_samples_stay_apart_where_stock_has_no_hessian(name, create_graph):
+    make, inputs, axis = BEYOND[name]
+    small, large = (
+        hesse.explain(make(batch), inputs(batch), create_graph=create_graph) for batch in (6, 18)
+    )
+    assert not large.autograd_ops and large.symmetric
+    assert large.core_elements == 3 * small.core_elements
+    x = inputs(6)
+    H = hesse.hessian(make(6), x, create_graph=create_graph)
+    H = H.movedim((axis, axis + x.dim()), (0, 1))
+    apart = ~torch.eye(6, dtype=torch.bool)
+    assert H[~apart].any() and not H[apart].any()

@@ -13,18 +13,21 @@
 // All three are linear in the tangent, so its seeds run at once under vmap where PyTorch can (`run`).
 #include "batched.h"
 #include "ledger.h"
+#include "rows.h"
 #include "rule.h"
 #include "scopes.h"
 
 #include <ATen/ATen.h>
 #include <torch/csrc/autograd/autograd.h>
 #include <torch/csrc/autograd/engine.h>
+#include <torch/csrc/autograd/functions/basic_ops.h>
 #include <torch/csrc/autograd/functions/utils.h>
 #include <torch/csrc/autograd/variable.h>
 
 #include <algorithm>
 #include <map>
 #include <set>
+#include <typeinfo>
 #include <unordered_map>
 #include <unordered_set>
 
@@ -37,7 +40,8 @@ using Key = std::pair<Node*, uint32_t>;
 
 // What such a node means is for plain autograd to say: a constant gradient, or an error of its own.
 [[noreturn]] void not_twice_differentiable(const Node& node, const std::string& why) {
-  throw Unsupported(node.name() + " is not twice differentiable: " + why);
+  throw Unsupported(node.name() + " is not twice differentiable: " + why +
+                    " (hesse.register_rule can give it a rule)");
 }
 
 variable_list call(Node& node, variable_list grads) {
@@ -255,41 +259,19 @@ variable_list run(const Body& body, const variable_list& rows, int64_t seeds, in
 
 // Applies the body to the seeds of several tangents.
 Tangents per_seed(const Tangents& in, const Body& body) {
-  int64_t first = INT64_MAX, last = 0, K = 0;
-  at::TensorOptions options;
-  for (const Tangent& t : in) {
-    K = std::max(K, t.K);
-    if (t.zero()) continue;
-    const auto [a, b] = seed_range(t);
-    first = std::min(first, a);
-    last = std::max(last, b);
-    options = t.options;
+  return on_rows(in, body.out_shape, body.wanted,
+                 [&body](const variable_list& rows, int64_t seeds, int64_t bytes_per_seed) {
+                   return run(body, rows, seeds, bytes_per_seed);
+                 });
+}
+
+// What `once_differentiable` puts over a backward raises when it is run. Nothing behind it leads to the op's
+// own edges, so that no walk comes by, and a constant would be taken for the gradient.
+void refuse_once_differentiable(const Node& node, const std::vector<Node*>& nodes) {
+  if (std::any_of(nodes.begin(), nodes.end(),
+                  [](const Node* n) { return typeid(*n) == typeid(torch::autograd::Error); })) {
+    not_twice_differentiable(node, "its backward is marked once_differentiable");
   }
-  const int64_t seeds = last - first;
-  if (K > 1) ledger().densified.insert(ledger().op);
-  int64_t values = 0;
-  for (size_t o = 0; o < body.out_shape.size(); ++o)
-    values += body.wanted[o] ? numel_of(body.out_shape[o]) : 0;
-  ledger().reserve(seeds * values, options.dtype().itemsize());
-  variable_list rows;
-  for (const Tangent& t : in) {
-    rows.push_back(t.zero() ? Tensor() : dense(t, first, last));
-    values += t.zero() ? 0 : t.numel();
-  }
-  variable_list out = run(body, rows, seeds, values * options.dtype().itemsize());
-  out.resize(body.out_shape.size());
-  Tangents result;
-  for (size_t o = 0; o < body.out_shape.size(); ++o) {
-    if (body.wanted[o] && out[o].defined()) {
-      result.push_back(from_dense(out[o], K, first));
-      continue;
-    }
-    result.emplace_back();
-    result.back().K = K;
-    result.back().shape = body.out_shape[o];
-    result.back().options = options;
-  }
-  return result;
 }
 
 bool all_own(const std::vector<Node*>& nodes) {
@@ -300,6 +282,8 @@ Tangents push(Local& l, const Tangents& dx) {
   const bool create_graph = c10::GradMode::is_enabled();
   const AutogradScope scope(true);
   const Recorded r = record(l, is_own(*l.node) ? variable_list() : l.driven.gy, /*in_g=*/true);
+  const std::vector<Node*> nodes = nodes_of(r);
+  refuse_once_differentiable(*l.node, nodes);
   const c10::AutoGradMode mode(create_graph);
   variable_list inputs;
   std::vector<size_t> out_index;
@@ -325,8 +309,7 @@ Tangents push(Local& l, const Tangents& dx) {
     for (size_t o = 0; o < grads.size(); ++o) dy[out_index[o]] = grads[o];
     return dy;
   };
-  return per_seed(
-      dx, {vjp_in_g, l.out_shape, wanted, all_own(nodes_of(r)), l.driven.push_loops, l.driven.looped});
+  return per_seed(dx, {vjp_in_g, l.out_shape, wanted, all_own(nodes), l.driven.push_loops, l.driven.looped});
 }
 
 Tangents pull(Local& l, const Tangents& dgy) {
@@ -341,6 +324,7 @@ Tangents curve(Local& l, const std::vector<Tensor>& gy, const Tangents& dx) {
   const Recorded r = record(l, gy, /*in_g=*/false);
   const c10::AutoGradMode mode(create_graph);
   std::vector<Node*> nodes = nodes_of(r);
+  refuse_once_differentiable(*l.node, nodes);
   if (!keep_curved(r, nodes)) return Tangents(l.inputs());  // the op is linear
   auto vjp_in_x = [&](const variable_list& slice) {
     variable_list cotangents(r.b.size());

@@ -26,8 +26,6 @@ bool expressible(Local& l) {
   return is_row_major(ints(n.base.sym_sizes()), ints(n.base.sym_strides()));
 }
 
-const Rule& inner_rule(Local& l) { return *find_rule(l.inner->node->name()); }
-
 // The op on the view, as its own rule sees it.
 Local inner_of(Local& l) {
   Local inner = l;
@@ -40,15 +38,16 @@ Local inner_of(Local& l) {
 bool covers(Local& l) {
   if (!node<CopySlices>(l).fn || !expressible(l)) return false;
   Local inner = inner_of(l);
-  const Rule* rule = find_rule(inner.node->name());
+  const RulePtr rule = find_rule(inner.node->name());
   return rule && (!rule->covers || rule->covers(inner));
 }
 
 void save(Local& l) {
   const Geometry g = view_of(l);
   l.inner = std::make_shared<Local>(inner_of(l));
-  const Rule& rule = inner_rule(l);
-  if (rule.save) rule.save(*l.inner);
+  l.inner_rule = find_rule(l.inner->node->name());
+  if (!l.inner_rule) throw Unsupported("the rule of " + l.inner->node->name() + " was removed meanwhile");
+  if (l.inner_rule->save) l.inner_rule->save(*l.inner);
   Tensor outside = at::ones(l.out_shape[0], l.out_options[0].requires_grad(std::nullopt));
   outside.as_strided(g.size, g.stride, g.offset).zero_();
   l.memo = {outside};
@@ -65,7 +64,7 @@ Tangents on_view(Local& l, const Tangents& dx) {
 }
 
 Tangents push(Local& l, const Tangents& dx) {
-  Tangents dv = inner_rule(l).push(*l.inner, on_view(l, dx));
+  Tangents dv = l.inner_rule->push(*l.inner, on_view(l, dx));
   Tangent dy = zero_like(dv[0], l.out_shape[0]);
   dy.options = l.out_options[0];
   if (!dx[0].zero()) dy = select(dx[0], l.memo[0]);
@@ -85,7 +84,7 @@ void place_view(Local& l, Tangent& dg0) {
 
 Tangents pull(Local& l, const Tangents& dgy) {
   l.inner->wanted = l.wanted;
-  Tangents dgx = inner_rule(l).pull(*l.inner, {take(dgy[0], view_of(l))});
+  Tangents dgx = l.inner_rule->pull(*l.inner, {take(dgy[0], view_of(l))});
   if (l.wanted[0]) {
     place_view(l, dgx[0]);
     Tangent kept = select(dgy[0], l.memo[0]);
@@ -96,7 +95,7 @@ Tangents pull(Local& l, const Tangents& dgy) {
 }
 
 Tangents curve(Local& l, const std::vector<Tensor>& gy, const Tangents& dx) {
-  const Rule& rule = inner_rule(l);
+  const Rule& rule = *l.inner_rule;
   if (!rule.curve) return Tangents(l.inputs());
   l.inner->wanted = l.wanted;
   const Geometry g = view_of(l);

@@ -1,5 +1,6 @@
-// Losses: an elementwise function of prediction x and target t, then a reduction (0 none, 1 mean, 2 sum). A
-// row gives the elementwise partials; nll_loss is linear in x.
+// Losses. Those of a prediction x and a target t are an elementwise function, then a reduction (0 none, 1
+// mean, 2 sum): a row gives the partials. Those that classify, x [N, C] or [C], weigh the scores of a sample;
+// of them only the margin's may bend.
 #include "reduction.h"
 
 namespace hesse::rules {
@@ -66,24 +67,77 @@ void difference(const char* name, Slope slope, Bow bow) {
       });
 }
 
-// Linear in x: the weights are what the backward makes of ones.
+// The scores of x that meet in one output, where classes are axis `c`.
+template <class N>
+Axes scores(Local& l, int64_t c) {
+  const Shape& in = l.in_shape[0];
+  return axes_of(in, node<N>(l).reduction != 0 || in.size() < 2 ? Shape{} : Shape{c});
+}
+
+// Piecewise linear in x: the weights are what the backward makes of ones.
 template <class N, class Backward>
-void nll(const char* name, Backward backward) {
-  auto axes = [](Local& l) {
-    const Shape& in = l.in_shape[0];
-    return axes_of(in, node<N>(l).reduction != 0 ? Shape{} : Shape{in.size() == 1 ? 0 : 1});
-  };
+void weighing(const char* name, Backward backward) {
+  auto axes = [](Local& l) { return scores<N>(l, 1); };
   Rule rule;
   rule.save = [backward](Local& l) {
     auto& n = node<N>(l);
-    const Tensor x = l.unpack(n.self_).detach().contiguous(), weight = l.unpack(n.weight_);
-    l.first = {Factor(backward(at::ones(l.out_shape[0], x.options()), x, l.unpack(n.target_),
-                               weight.defined() ? std::make_optional(weight) : std::nullopt, n.reduction,
-                               n.ignore_index.expect_int(), l.unpack(n.total_weight_)))};
+    const Tensor x = l.unpack(n.self_).detach().contiguous();
+    l.first = {selecting(backward(l, n, at::ones(l.out_shape[0], x.options()), x))};
   };
   rule.push = [axes](Local& l, const Tangents& dx) { return reduction_push(l, axes(l), dx); };
   rule.pull = [axes](Local& l, const Tangents& dgy) { return reduction_pull(l, axes(l), dgy); };
   add_rule(name, std::move(rule));
+}
+
+template <class N, class Backward>
+void nll(const char* name, Backward backward) {
+  weighing<N>(name, [backward](Local& l, N& n, const Tensor& g, const Tensor& x) {
+    const Tensor weight = l.unpack(n.weight_);
+    return backward(g, x, l.unpack(n.target_), weight.defined() ? std::make_optional(weight) : std::nullopt,
+                    n.reduction, n.ignore_index.expect_int(), l.unpack(n.total_weight_));
+  });
+}
+
+// f = w_y / C sum_j max(0, z_j)^p over the classes j other than the target y, z_j = margin - x_y + x_j. With
+// d_j = dx_j - dx_y, f' d and f'' d d are sums over j. saved: where j = y (0, 1), z, w_y share / C, z > 0
+void multi_margin() {
+  using N = gen::MultiMarginLossBackward0;
+  auto classes = [](Local& l) {
+    const Shape& in = l.in_shape[0];
+    return axes_of(in, in.size() < 2 ? Shape{} : Shape{1});
+  };
+  // x_j - x_y along the classes, and the transpose.
+  auto against = [classes](Local& l, const Tangent& t) {
+    return minus(t, spread(total(scale(t, l.saved[0]), classes(l)), classes(l)));
+  };
+  auto against_transposed = [classes](Local& l, const Tangent& t) {
+    return minus(t, scale(spread(total(t, classes(l)), classes(l)), l.saved[0]));
+  };
+  Rule rule;
+  rule.save = [classes](Local& l) {
+    auto& n = node<N>(l);
+    const Tensor x = l.unpack(n.self_), target = l.unpack(n.target_), weight = l.unpack(n.weight_);
+    const Axes c = classes(l);
+    const Tensor y = target.reshape(c.kept);
+    const Shape last(std::min<size_t>(1, c.in.size()), c.count);
+    const Tensor own = indicator(l, at::arange(c.count, y.options()).reshape(last).eq(y));
+    const Tensor z = n.margin.toDouble() + x - (x * own).sum(c.gone, true);
+    const double each =
+        share(n.reduction, numel_of(c.kept)) / static_cast<double>(std::max<int64_t>(1, c.count));
+    const Tensor w = weight.defined() ? weight.index_select(0, y.flatten()).reshape(c.kept) * each
+                                      : at::full({}, each, x.options());
+    l.saved = {own, z, w, indicator(l, z.gt(0)) * at::rsub(own, 1)};
+    const Tensor slope = l.saved[3] * w * (n.p.toDouble() == 1.0 ? at::ones({}, x.options()) : 2 * z);
+    l.first = {Factor(slope - own * slope.sum(c.gone, true))};
+  };
+  rule.push = [](Local& l, const Tangents& dx) { return reduction_push(l, scores<N>(l, 1), dx); };
+  rule.pull = [](Local& l, const Tangents& dgy) { return reduction_pull(l, scores<N>(l, 1), dgy); };
+  rule.curve = [=](Local& l, const std::vector<Tensor>& gy, const Tangents& dx) -> Tangents {
+    if (!gy[0].defined() || node<N>(l).p.toDouble() == 1.0) return Tangents(1);
+    if (l.memo.empty()) l.memo = {2 * l.saved[3] * l.saved[2] * gy[0].reshape(scores<N>(l, 1).kept)};
+    return {against_transposed(l, scale(against(l, dx[0]), l.memo[0]))};
+  };
+  add_rule("MultiMarginLossBackward0", std::move(rule));
 }
 
 }  // namespace
@@ -159,6 +213,12 @@ void losses() {
                              [](auto&&... args) { return at::nll_loss_backward(args...); });
   nll<gen::NllLoss2DBackward0>("NllLoss2DBackward0",
                                [](auto&&... args) { return at::nll_loss2d_backward(args...); });
+  weighing<gen::MultilabelMarginLossBackward0>(
+      "MultilabelMarginLossBackward0", [](Local& l, auto& n, const Tensor& g, const Tensor& x) {
+        return at::multilabel_margin_loss_backward(g, x, l.unpack(n.target_), n.reduction,
+                                                   l.unpack(n.is_target_));
+      });
+  multi_margin();
 }
 
 }  // namespace hesse::rules

@@ -6,6 +6,12 @@
 //     curve  dgx  = N(gy dw) - r (c N(dx) + g mean(h dx) + h mean(g dx)),  dgw = gy N(dx)
 //            with g = N(w gy), c = mean(h w gy)
 //
+// Some hand out their statistics, over n elements each, as outputs that may be used:
+//
+//     push   dmean = mean(dx),  dr = -r^2 mean(h dx)
+//     pull   dgx   = dgmean / n - r^2 h dgr / n
+//     curve  dgx   = -gr / n (r^2 N(dx) - 2 r^3 h mean(h dx))
+//
 // In evaluation mode the statistics of batch norm are constants: N(t) = r t, and only the products with w
 // bend.
 #include "reduction.h"
@@ -32,9 +38,7 @@ struct Layer {
   Layout at;
 
   Tensor mean(const Tensor& t) const { return t.mean(at.axes.gone, true); }
-  Tangent mean(Tangent t) const {
-    return scale(total(std::move(t), at.axes), 1.0 / static_cast<double>(at.axes.count));
-  }
+  Tangent mean(Tangent t) const { return scale(total(std::move(t), at.axes), each()); }
   Tangent wide(const Tangent& t) const { return spread(t, at.axes); }
 
   Moved moved(Tangent t) const {
@@ -51,6 +55,9 @@ struct Layer {
   Tensor jacobian(const Tensor& t, const Tensor& h_mean) const {
     return l.saved[1] * (t - mean(t) - l.saved[0] * h_mean);
   }
+  // The mean and r are outputs that something reads.
+  bool used(size_t o) const { return o < l.used.size() && l.used[o]; }
+  double each() const { return 1.0 / static_cast<double>(at.axes.count); }
 
   Tangent weighted(Tangent t) const { return l.saved[2].defined() ? scale(std::move(t), l.saved[2]) : t; }
   Tangent in(const Tangent& t) const { return cast(view(t, at.axes.in), dtype_of(l)); }
@@ -72,14 +79,12 @@ bool wanted(const Local& l, size_t i) { return i < l.inputs() && l.wanted[i]; }
 
 Tangents push(const Layer& layer, const Tangents& dx) {
   Local& l = layer.l;
-  Tangents dy(1);
+  Tangents dy(l.out_shape.size());
   if (moves(dx, 0)) {
     const Moved m = layer.moved(layer.in(dx[0]));
     dy[0] = layer.weighted(layer.jacobian(m));
-    if (l.out_options.size() > 2 && l.out_options[2].has_dtype()) {  // the mean and r can be differentiated
-      dy.push_back(view(m.mean, l.out_shape[1]));
-      dy.push_back(view(scale(scale(m.h_mean, l.saved[1].square()), -1.0), l.out_shape[2]));
-    }
+    if (layer.used(1)) dy[1] = view(m.mean, l.out_shape[1]);
+    if (layer.used(2)) dy[2] = view(scale(scale(m.h_mean, l.saved[1].square()), -1.0), l.out_shape[2]);
   }
   if (moves(dx, 1)) add(dy[0], scale(layer.parameter(dx[1]), l.saved[0]));
   if (moves(dx, 2)) add(dy[0], layer.parameter(dx[2]));
@@ -87,26 +92,38 @@ Tangents push(const Layer& layer, const Tangents& dx) {
   return dy;
 }
 
-Tangents pull(const Layer& layer, const Tangent& dgy) {
+Tangents pull(const Layer& layer, const Tangents& dgy) {
   Local& l = layer.l;
+  const Tensor &h = l.saved[0], &r = l.saved[1];
   Tangents dgx(l.inputs());
-  const Tangent g = view(dgy, layer.at.axes.in);
-  if (wanted(l, 0)) dgx[0] = layer.out(layer.jacobian(layer.moved(layer.weighted(g))), 0);
-  if (wanted(l, 1)) dgx[1] = layer.to_parameter(scale(g, l.saved[0]), 1);
-  if (wanted(l, 2)) dgx[2] = layer.to_parameter(g, 2);
+  if (!dgy[0].zero()) {
+    const Tangent g = view(dgy[0], layer.at.axes.in);
+    if (wanted(l, 0)) dgx[0] = layer.jacobian(layer.moved(layer.weighted(g)));
+    if (wanted(l, 1)) dgx[1] = layer.to_parameter(scale(g, h), 1);
+    if (wanted(l, 2)) dgx[2] = layer.to_parameter(g, 2);
+  }
+  if (wanted(l, 0) && layer.used(1) && !dgy[1].zero()) {
+    add(dgx[0], scale(layer.wide(dgy[1]), layer.each()));
+  }
+  if (wanted(l, 0) && layer.used(2) && !dgy[2].zero()) {
+    add(dgx[0], scale(scale(layer.wide(dgy[2]), r.square() * h), -layer.each()));
+  }
+  if (dgx[0].K > 0) dgx[0] = layer.out(std::move(dgx[0]), 0);
   return dgx;
 }
 
-Tangents curve(const Layer& layer, const Tensor& gy, const Tangents& dx) {
+Tangents curve(const Layer& layer, const std::vector<Tensor>& gys, const Tangents& dx) {
   Local& l = layer.l;
   Tangents dgx(l.inputs());
   const Tensor &h = l.saved[0], &r = l.saved[1], &w = l.saved[2];
+  const Tensor gy = gys[0].defined() ? gys[0].reshape(layer.at.axes.in) : Tensor();
+  const Tensor gr = layer.used(2) && gys[2].defined() ? gys[2].reshape(layer.at.axes.kept) : Tensor();
   const bool bow = !layer.at.constant && wanted(l, 0);
   if (moves(dx, 0) && (bow || wanted(l, 1))) {
     const Moved m = layer.moved(layer.in(dx[0]));
     const Tangent dh = layer.jacobian(m);
-    if (wanted(l, 1)) dgx[1] = layer.to_parameter(scale(dh, gy), 1);
-    if (bow) {
+    if (gy.defined() && wanted(l, 1)) dgx[1] = layer.to_parameter(scale(dh, gy), 1);
+    if (bow && gy.defined()) {
       if (l.memo.empty()) {
         const Tensor wg = w.defined() ? w * gy : gy, c = layer.mean(h * wg), g = layer.jacobian(wg, c);
         l.memo = {g, r * c, r * g, r * h};
@@ -116,8 +133,13 @@ Tangents curve(const Layer& layer, const Tensor& gy, const Tangents& dx) {
       accumulate(t, scale(layer.wide(layer.mean(scale(m.t, l.memo[0]))), l.memo[3]));
       dgx[0] = scale(std::move(t), -1.0);
     }
+    if (bow && gr.defined()) {
+      const Tensor each = gr * r.square() * layer.each();
+      add(dgx[0], scale(scale(dh, each), -1.0));
+      add(dgx[0], scale(scale(layer.wide(m.h_mean), each * r * h), 2.0));
+    }
   }
-  if (moves(dx, 1) && wanted(l, 0)) {
+  if (moves(dx, 1) && gy.defined() && wanted(l, 0)) {
     add(dgx[0], layer.jacobian(layer.moved(scale(layer.parameter(dx[1]), gy))));
   }
   if (dgx[0].K > 0) dgx[0] = layer.out(std::move(dgx[0]), 0);
@@ -129,8 +151,6 @@ template <class N, class L, class S>
 void normalisation(const char* name, L layout, S statistics) {
   auto layer = [layout](Local& l) { return Layer{l, layout(node<N>(l), l.out_shape[0])}; };
   Rule rule;
-  // Statistics used as outputs in their own right are rare: the node itself is driven then.
-  rule.covers = [](Local& l) { return std::find(l.used.begin() + 1, l.used.end(), true) == l.used.end(); };
   rule.save = [layout, statistics](Local& l) {
     auto& n = node<N>(l);
     const Layout at = layout(n, l.out_shape[0]);
@@ -139,10 +159,9 @@ void normalisation(const char* name, L layout, S statistics) {
     l.saved = {(x - mean) * r, r, w.defined() ? w.reshape(at.w) : Tensor()};
   };
   rule.push = [layer](Local& l, const Tangents& dx) { return push(layer(l), dx); };
-  rule.pull = [layer](Local& l, const Tangents& dgy) { return pull(layer(l), dgy[0]); };
+  rule.pull = [layer](Local& l, const Tangents& dgy) { return pull(layer(l), dgy); };
   rule.curve = [layer](Local& l, const std::vector<Tensor>& gy, const Tangents& dx) {
-    const Layer seen = layer(l);
-    return curve(seen, gy[0].reshape(seen.at.axes.in), dx);
+    return curve(layer(l), gy, dx);
   };
   add_rule(name, std::move(rule));
 }
@@ -165,7 +184,7 @@ void batch_norm(const char* name) {
     if constexpr (requires { n.training; }) {
       return n.training;
     } else {
-      return false;
+      return std::is_same_v<N, gen::BatchNormWithUpdateBackward0>;
     }
   };
   normalisation<N>(
@@ -183,6 +202,79 @@ void batch_norm(const char* name) {
           return live(x, l.unpack(n.result1_), l.unpack(n.result2_), at);
         }
       });
+}
+
+// w = g u with u = v / |v| over all axes but one.
+//
+//     push   du = (dv - u <u, dv>) / |v|,  dw = g du + u dg
+//     pull   dgv = g / |v| (t - u <u, t>),  dgg = <u, t>                       with t = dgw
+//     curve  dgv = (dg - g <u, dv> / |v|) p - g / |v| (<u, t> du + u <t, du>),  dgg = <t, du>
+//            with t = gw, p = (t - u <u, t>) / |v|
+void weight_norm() {
+  using N = gen::WeightNormInterfaceBackward0;
+  auto axes = [](Local& l) {
+    const int64_t rank = static_cast<int64_t>(l.out_shape[0].size()), kept = node<N>(l).dim;
+    Shape gone;
+    for (int64_t a = 0; a < rank; ++a) {
+      if (a != (kept < 0 ? kept + rank : kept)) gone.push_back(a);
+    }
+    return axes_of(l.out_shape[0], gone);
+  };
+  // (t - u <u, t>) / |v|, the Jacobian of u, which is symmetric.
+  auto jacobian = [](Local& l, const Axes& a, const Tangent& t) {
+    const Tensor &u = l.saved[0], &inverse = l.saved[2];
+    return scale(minus(t, scale(spread(total(scale(t, u), a), a), u)), inverse);
+  };
+  auto met = [](const Axes& a, const Tangent& t, const Tensor& by) { return total(scale(t, by), a); };
+  Rule rule;
+  rule.covers = [](Local& l) { return l.out_shape[0].size() > 1; };
+  rule.save = [axes](Local& l) {
+    auto& n = node<N>(l);
+    const Axes a = axes(l);
+    const Tensor v = l.unpack(n.v_), g = l.unpack(n.g_).reshape(a.kept);
+    // What the node saved of |v| is a constant to autograd.
+    const Tensor norm = c10::GradMode::is_enabled()
+                            ? v.square().sum(a.gone, true).sqrt()
+                            : l.unpack(n.result1_).reshape(a.kept).to(v.scalar_type());
+    l.saved = {v / norm, g, norm.reciprocal()};
+  };
+  rule.push = [=](Local& l, const Tangents& dx) -> Tangents {
+    const Axes a = axes(l);
+    Tangents dy(l.out_shape.size());
+    if (moves(dx, 0)) dy[0] = scale(jacobian(l, a, dx[0]), l.saved[1]);
+    if (moves(dx, 1)) add(dy[0], scale(spread(dx[1], a), l.saved[0]));
+    return dy;
+  };
+  rule.pull = [=](Local& l, const Tangents& dgy) {
+    const Axes a = axes(l);
+    Tangents dgx(2);
+    if (l.wanted[0]) dgx[0] = scale(jacobian(l, a, dgy[0]), l.saved[1]);
+    if (l.wanted[1]) dgx[1] = view(met(a, dgy[0], l.saved[0]), l.in_shape[1]);
+    return dgx;
+  };
+  rule.curve = [=](Local& l, const std::vector<Tensor>& gy, const Tangents& dx) {
+    Tangents dgx(2);
+    if (!gy[0].defined()) return dgx;
+    const Axes a = axes(l);
+    const Tensor &u = l.saved[0], &g = l.saved[1], &inverse = l.saved[2], &t = gy[0];
+    if (l.memo.empty()) {
+      const Tensor along = (u * t).sum(a.gone, true), p = (t - u * along) * inverse;
+      l.memo = {p, p * g * inverse, along * g * inverse, u * g * inverse};
+    }
+    if (moves(dx, 0)) {
+      const Tangent du = jacobian(l, a, dx[0]), t_du = met(a, du, t);
+      if (l.wanted[0]) {
+        Tangent sum = scale(spread(met(a, dx[0], u), a), l.memo[1]);
+        accumulate(sum, scale(du, l.memo[2]));
+        accumulate(sum, scale(spread(t_du, a), l.memo[3]));
+        dgx[0] = scale(std::move(sum), -1.0);
+      }
+      if (l.wanted[1]) dgx[1] = view(t_du, l.in_shape[1]);
+    }
+    if (moves(dx, 1) && l.wanted[0]) add(dgx[0], scale(spread(dx[1], a), l.memo[0]));
+    return dgx;
+  };
+  add_rule("WeightNormInterfaceBackward0", std::move(rule));
 }
 
 }  // namespace
@@ -217,6 +309,8 @@ void norms() {
   batch_norm<gen::NativeBatchNormLegitBackward0>("NativeBatchNormLegitBackward0");
   batch_norm<gen::NativeBatchNormLegitBackward1>("NativeBatchNormLegitBackward1");
   batch_norm<gen::NativeBatchNormLegitNoTrainingBackward0>("NativeBatchNormLegitNoTrainingBackward0");
+  batch_norm<gen::BatchNormWithUpdateBackward0>("BatchNormWithUpdateBackward0");
+  weight_norm();
 }
 
 }  // namespace hesse::rules

@@ -10,6 +10,16 @@ _match.load()
 from .api import explain, hessian  # noqa: E402  (the check above comes first)
 from .policy import FallbackError, FallbackWarning, fallback  # noqa: E402
 from .report import Report  # noqa: E402
+from .rules import Registration, register_rule  # noqa: E402
 
 __version__ = "0.1.0"
-__all__ = ["FallbackError", "FallbackWarning", "Report", "explain", "fallback", "hessian"]
+__all__ = [
+    "FallbackError",
+    "FallbackWarning",
+    "Registration",
+    "Report",
+    "explain",
+    "fallback",
+    "hessian",
+    "register_rule",
+]

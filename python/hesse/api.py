@@ -103,25 +103,30 @@ def hessian(
     graph = create_graph or forward
     outer, inner, y = _record(func, given, graph, strict)
     gs: list[Tensor] = []
-    flags: list[list[bool]] | None = []
     if graph or strict:
         gs = stock.gradient(y, inner)
         if strict:
             strict_mode.check(gs, outer, create_graph, vectorize)
-        if graph:
-            flags = stock.requires_grad(gs, outer, vectorize, forward)
 
     if y.is_leaf:
         blocks = _zeros(given, forward)
     else:
         try:
-            blocks = _C.linearize([y], inner, None, create_graph).hessian(chunk_size, forward)
+            engine = _C.linearize([y], inner, None, create_graph)
+            blocks = engine.hessian(chunk_size, forward)
         except _C.Unsupported as refusal:
             note(str(refusal))
-            blocks = stock.rows(gs or stock.gradient(y, inner), outer, graph, vectorize)
+            try:
+                blocks = stock.rows(gs or stock.gradient(y, inner), outer, graph, vectorize)
+            except Exception as error:
+                error.add_note(f"The engine of hesse had not taken the call: {refusal}.")
+                raise
             if forward:
                 blocks = _dtype_of_row(blocks, given)
         else:
+            flags = None
+            if graph and not engine.report()["user_ops"]:  # of a user's rule stock knows nothing
+                flags = stock.requires_grad(gs, outer, vectorize, forward)
             if create_graph:
                 blocks = stock.connect(blocks, flags, outer)
             elif forward:

@@ -14,6 +14,7 @@ class Report:
     Attributes:
         steps: autograd nodes between the inputs and the output.
         native_ops: node name -> count, run by a rule of the engine.
+        user_ops: node name -> count, run by a rule of :func:`hesse.register_rule`.
         autograd_ops: node name -> count, run by driving the node itself (slower, that step only).
         looped_ops: node name -> count, those of them whose seeds ran one after another, because
             they cannot be batched (slowest): a custom Function, an op that vmap does not know.
@@ -32,6 +33,7 @@ class Report:
 
     steps: int = 0
     native_ops: Mapping[str, int] = field(default_factory=dict)
+    user_ops: Mapping[str, int] = field(default_factory=dict)
     autograd_ops: Mapping[str, int] = field(default_factory=dict)
     looped_ops: Mapping[str, int] = field(default_factory=dict)
     fallback: str | None = None
@@ -63,6 +65,7 @@ class Report:
                 ("route", "engine"),
                 ("steps", f"{self.steps:,}"),
                 ("native ops", _names(self.native_ops)),
+                *([("user ops", _names(self.user_ops))] if self.user_ops else []),
                 ("autograd ops", _names(self.autograd_ops)),
                 ("looped ops", _names(self.looped_ops)),
                 ("densified", ", ".join(self.densified) or "none"),

@@ -79,15 +79,6 @@ def _flags(
     per column. Forward mode pushes all inputs at once and keeps a graph wherever there is a
     tangent, so it decides per row.
     """
-    try:
-        return _requires_grad(gs, outer, vectorize, forward)
-    except NotImplementedError:  # stock has no second derivative here, and so no say
-        return [[True] * len(outer)] * len(gs)
-
-
-def _requires_grad(
-    gs: Sequence[Tensor], outer: Sequence[Tensor], vectorize: bool, forward: bool
-) -> list[list[bool]]:
     n = len(outer)
     if vectorize and not forward:
         live = [g for g in gs if g.requires_grad]

@@ -196,4 +196,89 @@ CLASSES = (
     ),
 )
 
-SCENARIOS = (*POINTWISE, *CLASSES)
+# ---- margins -------------------------------------------------------------------------------------
+
+
+def reduced(y: torch.Tensor, how: str) -> torch.Tensor:
+    return y if how == "none" else getattr(y, how)()
+
+
+def multi_margin(p: int, how: str, weighted: bool, margin: float) -> tuple[Loss, Loss]:
+    def weight(x):
+        return ramp(x, 0.5, 2.0, x.shape[-1]) if weighted else None
+
+    def fn(x):
+        return F.multi_margin_loss(
+            x, classes(x), p=p, margin=margin, weight=weight(x), reduction=how
+        )
+
+    def reference(x):
+        rows, y = x.reshape(-1, x.shape[-1]), classes(x).reshape(-1)
+        own = F.one_hot(y, x.shape[-1]).to(x)
+        z = margin + rows - (rows * own).sum(-1, True)
+        z = z.relu() if p == 1 else z.relu().square()
+        w = 1 if weight(x) is None else weight(x)[y]
+        loss = (z * (1 - own)).mean(-1) * w
+        return reduced(loss if x.dim() > 1 else loss[0], how)
+
+    return fn, reference
+
+
+def labels(x: torch.Tensor) -> torch.Tensor:
+    """Two classes a sample, one in the second, none in the third."""
+    rows = [[2, 0, -1, 1], [1, -1, 2, 0], [-1, 0, 1, 2]]
+    return torch.tensor(rows if x.dim() > 1 else rows[0])
+
+
+def multilabel_margin(how: str) -> tuple[Loss, Loss]:
+    def fn(x):
+        return F.multilabel_margin_loss(x, labels(x), reduction=how)
+
+    def reference(x):
+        losses = []
+        for row, y in zip(x.reshape(-1, 4), labels(x).reshape(-1, 4).tolist(), strict=True):
+            own = y[: y.index(-1)]
+            rest = [c for c in range(4) if c not in own]
+            z = [(1 - row[j] + row[c]).relu() for j in own for c in rest]
+            losses.append(sum(z, 0 * row[0]) / 4)
+        return reduced(torch.stack(losses) if x.dim() > 1 else losses[0], how)
+
+    return fn, reference
+
+
+MARGINS = (
+    *(
+        Scenario(
+            f"multi_margin_loss, p = {p}, {how}, {len(shape)} axes{', weighted' * weighted}",
+            ("MultiMarginLossBackward0",),
+            fn,
+            (shape,),
+            reference=reference,
+        )
+        for p in (1, 2)
+        for how in ("none", "mean", "sum")
+        for shape, weighted in (((4, 4), False), ((4, 4), True), ((4,), False))
+        for fn, reference in (multi_margin(p, how, weighted, 0.7),)
+    ),
+    Scenario(
+        "multi_margin_loss of a scalar",
+        ("MultiMarginLossBackward0",),
+        lambda x: F.multi_margin_loss(x, torch.tensor(0)),
+        ((),),
+        reference=lambda x: 0 * x,
+    ),
+    *(
+        Scenario(
+            f"multilabel_margin_loss, {how}, {len(shape)} axes",
+            ("MultilabelMarginLossBackward0",),
+            fn,
+            (shape,),
+            reference=reference,
+        )
+        for how in ("none", "mean", "sum")
+        for shape in ((3, 4), (4,))
+        for fn, reference in (multilabel_margin(how),)
+    ),
+)
+
+SCENARIOS = (*POINTWISE, *CLASSES, *MARGINS)

@@ -113,8 +113,17 @@ GROUP = (
         group_statistics,
         ((2, 4, 4),),
         reference=group_statistics_reference,
-        skips={"create_graph": "torch's own backward of the statistics takes them for constants"},
-        driven=True,
+    ),
+    *(
+        Scenario(
+            f"the {what} of group_norm",
+            ("NativeGroupNormBackward0",),
+            lambda x, i=i: group_statistics(x)[i],
+            ((2, 4, 4),),
+            reference=lambda x, i=i: group_statistics_reference(x)[i],
+            skips={"create_graph": "torch's own backward gives the statistics alone no gradient"},
+        )
+        for i, what in ((1, "mean"), (2, "reciprocal deviation"))
     ),
 )
 
@@ -150,6 +159,7 @@ def instance_reference(x: torch.Tensor, w: torch.Tensor, b: torch.Tensor) -> tor
 
 aten = torch.ops.aten
 LEGIT = aten._native_batch_norm_legit
+UPDATING = aten._batch_norm_with_update
 BATCH = tuple(
     Scenario(f"batch_norm{case}", (node,), fn, shapes, reference=reference)
     for case, node, (fn, reference), shapes in (
@@ -182,6 +192,18 @@ BATCH = tuple(
             ((4, 4), (4,)),
         ),
         (
+            ", aten's, updating",
+            "BatchNormWithUpdateBackward0",
+            batch(True, lambda x, w, b, mean, var: UPDATING(x, w, b, mean, var, 0.1, EPS)[0]),
+            ((4, 4), (4,), (4,)),
+        ),
+        (
+            ", aten's, updating, of images",
+            "BatchNormWithUpdateBackward0",
+            batch(True, lambda x, w, b, mean, var: UPDATING(x, w, b, mean, var, 0.1, EPS)[0]),
+            ((2, 2, 2, 2), (2,)),
+        ),
+        (
             ", aten's for export, evaluation",
             "NativeBatchNormLegitNoTrainingBackward0",
             batch(
@@ -195,4 +217,35 @@ BATCH = tuple(
     )
 )
 
-SCENARIOS = (*LAYER, *RMS, *GROUP, *BATCH)
+
+# ---- of weights ----------------------------------------------------------------------------------
+
+
+def weight_norm(dim: int):
+    def fn(v, g):
+        return torch._weight_norm(v, g, dim)
+
+    def reference(v, g):
+        gone = tuple(a for a in range(v.dim()) if a != dim % v.dim())
+        return v * g / v.square().sum(gone, True).sqrt()
+
+    return fn, reference
+
+
+WEIGHT = tuple(
+    Scenario(
+        f"weight_norm, {case}",
+        ("WeightNormInterfaceBackward0",),
+        fn,
+        shapes,
+        reference=reference,
+    )
+    for case, (fn, reference), shapes in (
+        ("rows", weight_norm(0), ((4, 4), (4, 1))),
+        ("columns", weight_norm(1), ((3, 4), (1, 4))),
+        ("filters", weight_norm(0), ((3, 2, 2), (3, 1, 1))),
+        ("the last of three axes", weight_norm(2), ((2, 2, 3), (1, 1, 3))),
+    )
+)
+
+SCENARIOS = (*LAYER, *RMS, *GROUP, *BATCH, *WEIGHT)
