@@ -25,7 +25,6 @@ Cut cut_axis(Term& term, Placement& p, int64_t a, int64_t start, int64_t step, i
     d = i;
   }
   const int64_t from = p.offset[a] - start;
-  if (d >= 0 && term.dims[d].v) return Cut::irregular;
   if (d < 0) {
     if (from < 0 || from % step != 0 || from / step >= count) return Cut::dropped;
     p.offset[a] = from / step;
@@ -178,12 +177,14 @@ Tangent take(Tangent t, const Geometry& g) {
   for (Term& source : t.terms) {
     Term term = source;
     Placement p;
-    place_or_densify(t, term, p, anywhere);
+    auto count_on = [&](int64_t a) { return to[a] < 0 ? 1 : g.size[to[a]]; };
+    auto step_on = [&](int64_t a) { return to[a] < 0 ? 1 : step[to[a]]; };
+    place_or_densify(
+        t, term, p, [&](int64_t a) { return start[a] == 0 && step_on(a) == 1 && count_on(a) == t.shape[a]; });
     Cut cut = Cut::kept;
     for (int attempt = 0; attempt < 2; ++attempt) {
       for (int64_t a = 0; a < rank && cut == Cut::kept; ++a) {
-        const int64_t count = to[a] < 0 ? 1 : g.size[to[a]];
-        cut = cut_axis(term, p, a, start[a], to[a] < 0 ? 1 : step[to[a]], count, t.shape[a]);
+        cut = cut_axis(term, p, a, start[a], step_on(a), count_on(a), t.shape[a]);
       }
       if (cut != Cut::irregular) break;
       // Two dimensions share the axis: as a box there is one.

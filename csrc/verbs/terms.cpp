@@ -1,5 +1,6 @@
 #include "verbs/terms.h"
 
+#include "kernels/combine.h"
 #include "ledger.h"
 
 #include <ATen/ATen.h>
@@ -8,14 +9,41 @@
 
 namespace hesse {
 
+namespace {
+
+// Values placed by index along dimension d become explicit along its axis: seeds by all places of it.
+void spell_out(Term& term, int64_t d, bool seeded, const at::TensorOptions& options) {
+  Dim& dim = term.dims[d];
+  const Places places = *dim.v;
+  Shape along(term.rank() + 1, 1);
+  along[d] = dim.n;
+  const Tensor index = places.index.view({dim.n, 1});
+  along.back() = places.size;
+  const Tensor there = at::zeros({dim.n, places.size}, options).scatter(1, index, 1).view(along);
+  append_dim(term, {places.size, 0, dim.vs});
+  fold_coef(term);
+  if (seeded) ledger().reserve(term.stored() * places.size, there.element_size());
+  term.core = term.core.defined() ? kernels::multiply(term.core, there) : there;
+  term.owned = true;
+  term.dims[d].vs = 0;
+  term.dims[d].v = nullptr;
+}
+
+}  // namespace
+
 void place_or_densify(const Tangent& t, Term& term, Placement& p, const AxisTest& scattered) {
-  if (place(term, t.shape, p)) {
-    bool fits = true;
-    for (int64_t d = 0; d < term.rank(); ++d) {
-      if (term.dims[d].v) fits = fits && scattered && p.axis[d] >= 0 && scattered(p.axis[d]);
-    }
-    if (fits) return;
+  bool placed = place(term, t.shape, p);
+  bool spelled = false;
+  for (int64_t d = 0; placed && d < term.rank(); ++d) {
+    if (!term.dims[d].v || (scattered && scattered(p.axis[d]))) continue;
+    spell_out(term, d, t.K > 1, t.options.requires_grad(std::nullopt));
+    spelled = true;
   }
+  if (spelled) {
+    ledger().densified.insert(ledger().op);
+    placed = place(term, t.shape, p);
+  }
+  if (placed) return;
   ledger().densified.insert(ledger().op);
   term = densify(t, term);
   TORCH_INTERNAL_ASSERT(place(term, t.shape, p));

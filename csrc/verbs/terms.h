@@ -7,8 +7,9 @@
 
 namespace hesse {
 
-// Resolves a term on the axes of the tangent's shape, as a dense box when that cannot be expressed, or when
-// values are placed by index along an axis where the verb cannot take that (by default any).
+// Resolves a term on the axes of the tangent's shape, as a dense box when that cannot be expressed. Values
+// placed by index stay so along the axes where the verb says that it can take that, and become explicit along
+// the others.
 using AxisTest = std::function<bool(int64_t axis)>;
 inline bool anywhere(int64_t) { return true; }
 void place_or_densify(const Tangent& t, Term& term, Placement& p, const AxisTest& scattered = {});
