@@ -6,9 +6,11 @@
 #include <torch/version.h>
 
 #include <memory>
+#include <type_traits>
 
 namespace torch::autograd::generated {
 struct AminmaxBackward0;  // not in 2.11
+struct LdexpBackward0;
 struct UpsampleLanczos2DAaBackward0;
 struct UpsampleLanczos2DAaBackwardBackward0;
 }  // namespace torch::autograd::generated
@@ -28,5 +30,11 @@ using NodePtr = c10::intrusive_ptr<Node>;
 using NodePtr = std::shared_ptr<Node>;
 #endif
 inline NodePtr share(Node& node) { return node.getptr(); }
+
+// Registers a rule for a node that older versions of torch do not have, or that saves nothing there.
+template <class N, class Register>
+void since_saved(Register add) {
+  if constexpr (requires(N& n) { n.self_; } || requires(N& n) { n.result_; }) add(std::type_identity<N>{});
+}
 
 }  // namespace hesse

@@ -401,6 +401,19 @@ void binary() {
       if (both(l, 0, 1)) mixed(l, 0, 1, times(-unit, d));
     };
   };
+  // x 2^y
+  since_saved<gen::LdexpBackward0>([]<class N>(std::type_identity<N>) {
+    elementwise<N>(
+        "LdexpBackward0",
+        [](auto& n, Local& l) {
+          if (l.active[0]) l.first[0] = at::exp2(operand(l, n.other_));
+          if (l.active[1]) l.first[1] = times(ln2, l.unpack(n.result_));
+        },
+        [](auto&, Local& l) {
+          if (both(l, 0, 1)) mixed(l, 0, 1, times(ln2, l.first[0].c));
+          if (l.active[1]) l.second[3] = times(ln2 * ln2, l.first[1].c);
+        });
+  });
   elementwise<gen::LogaddexpBackward0>("LogaddexpBackward0", logaddexp1(1), logaddexp2(1));
   elementwise<gen::Logaddexp2Backward0>("Logaddexp2Backward0", logaddexp1(ln2), logaddexp2(ln2));
 }

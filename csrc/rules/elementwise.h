@@ -11,17 +11,9 @@
 #include <ATen/ATen.h>
 #include <torch/csrc/autograd/generated/Functions.h>
 
-#include <type_traits>
-
 namespace hesse::rules {
 
 namespace gen = torch::autograd::generated;
-
-// Registers a rule for a node that older versions of torch do not have, or that saves nothing there.
-template <class N, class Register>
-void since_saved(Register add) {
-  if constexpr (requires(N& n) { n.self_; }) add(std::type_identity<N>{});
-}
 
 // The node behind a local, as its generated struct.
 template <class N>

@@ -270,4 +270,5 @@ SCENARIOS = [
         mended=[((0, 800), ((0, 0), (0, 0)))],
     ),
     binary("logaddexp2", "Logaddexp2Backward0", torch.logaddexp2, edges=[(0, 0), (40, 0)]),
+    binary("ldexp", "LdexpBackward0", torch.ldexp, edges=[(0, 2), (1, -3)]),
 ]

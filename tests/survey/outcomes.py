@@ -27,7 +27,7 @@ MODES: dict[str, dict[str, Any]] = {
     "create_graph": {"create_graph": True},
     "forward-mode": {"vectorize": True, "outer_jacobian_strategy": "forward-mode"},
 }
-RTOL, ATOL = 1e-7, 1e-9
+RTOL, ATOL = 1e-7, 1e-9  # the latter of the largest entry
 STEP = 1e-6  # of the differences, whose error is about STEP**2 + 1e-16 / STEP
 LOOSE = 1e-4
 
@@ -121,12 +121,15 @@ def compare(mode: str, blocks: Blocks, expected: Blocks, sample: Sample, out: Ou
     """
     wrong = []
     slopes = None
+    coarse = 1 if all(x.dtype == torch.float64 for x in sample.inputs) else 1e4  # float32 inside
+    scale = max(
+        1.0, *(b.detach().nan_to_num(0, 0, 0).abs().max().item() for r in expected for b in r)
+    )
     finite = bool(value(sample, list(sample.inputs))[1].isfinite())
     for i, (row, want) in enumerate(zip(blocks, expected, strict=True)):
         for j, (ours, theirs) in enumerate(zip(row, want, strict=True)):
             ours, theirs = ours.detach().double(), theirs.detach().double()
-            scale = max(1.0, theirs.nan_to_num(0, 0, 0).abs().max().item())
-            bad = ~torch.isclose(ours, theirs, RTOL, ATOL * scale, equal_nan=True)
+            bad = ~torch.isclose(ours, theirs, coarse * RTOL, coarse * ATOL * scale, equal_nan=True)
             if not finite:
                 bad &= ours.isfinite() & theirs.isfinite()
             spread = bad & theirs.isnan() & ours.isfinite()

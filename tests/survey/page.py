@@ -25,6 +25,7 @@ fails where a row is not what it finds.
 | that stock's loop can take | {stock:,} |
 | agreeing with it, by default, with `create_graph` and in forward mode | {agreeing:,} |
 | beyond stock, agreeing with central differences of the gradient | {beyond:,} |
+| beyond stock, by a convention (see below) | {special:,} |
 | that neither can take | {neither:,} |
 | by native rules | {native_share:.1%} |
 | of them without a dense tangent on the way | {structured_share:.1%} |
@@ -112,6 +113,7 @@ def page(
     every = [o for outcomes in found.values() for o in outcomes]
     can = [o for o in every if o.stock is None]
     more = [o for o in every if o.stock is not None and o.error is None and not o.wrong]
+    refused = [o for o in every if o.error is not None]
     done = [o for o in every if o.error is None]
     native = [o for o in done if o.route in (Route.NATIVE, Route.DENSE)]
     names = sorted(op for op, outcomes in found.items() if any(o in more for o in outcomes))
@@ -124,7 +126,8 @@ def page(
         stock=len(can),
         agreeing=sum(not o.wrong for o in can),
         beyond=len(more),
-        neither=len(every) - len(can) - len(more),
+        neither=len(refused),
+        special=sum(o.stock is not None for o in every) - len(more) - len(refused),
         native_share=len(native) / len(done),
         structured_share=sum(o.route is Route.NATIVE for o in done) / len(done),
         beyond_count=len(names),
