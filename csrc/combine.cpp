@@ -7,6 +7,7 @@
 #include <ATen/ATen.h>
 
 #include <algorithm>
+#include <cmath>
 #include <limits>
 #include <optional>
 #include <vector>
@@ -18,6 +19,14 @@ namespace {
 using Dims = c10::SmallVector<Dim, 6>;
 
 constexpr size_t many_terms = 24;
+
+// What a factor of the size of the value can still end (see select) it cannot inside of a box, which has to
+// be told. Only what the host has can be seen.
+void look_for_nan(Term& term) {
+  if (!term.coef.defined() || !term.coef.is_cpu() || term.spoiled) return;
+  const Tensor sum = at::real(term.coef.detach()).sum();
+  term.spoiled = !std::isfinite(sum.item<double>());
+}
 
 int64_t held_by(const Term& term) { return term.core.defined() ? term.core.numel() : 1; }
 
@@ -235,6 +244,7 @@ Term sum_of(Tangent& t, const Group& g) {
   for (size_t i = g.ties.size(); i-- > 0; step *= g.ties[i].n) tie_step[i] = step;
   for (size_t m : g.members) {
     Term term = std::move(t.terms[m]);
+    look_for_nan(term);
     Dims dims = term.dims;
     const Shape at = *expose(dims, g.ties, [&](int64_t d, int64_t inner) { split_dim(term, d, inner); });
     for (int64_t d = 0; d < term.rank(); ++d) {
@@ -301,7 +311,9 @@ void combine(Tangent& t) {
     return combine(t);
   }
   const auto [first, last] = seed_range(t);
-  if (outgrows(held, t.terms.size(), (last - first) * t.numel())) densify(t);
+  if (!outgrows(held, t.terms.size(), (last - first) * t.numel())) return;
+  for (Term& term : t.terms) look_for_nan(term);
+  densify(t);
 }
 
 }  // namespace hesse
