@@ -13,12 +13,13 @@
 #include <shared_mutex>
 #include <string_view>
 #include <typeinfo>
+#include <unordered_map>
 
 namespace hesse {
 
 namespace {
 
-using Table = std::map<std::string, RulePtr>;
+using Table = std::unordered_map<std::string, RulePtr>;
 
 // Never destroyed: the rules of a user hold Python objects, and Python may be gone at exit.
 struct Tables {
@@ -73,8 +74,8 @@ void add_rule(const std::string& name, Rule rule) {
 
 RulePtr find_rule(const std::string& name) {
   const std::shared_lock lock(tables().mutex);
-  if (tables().hidden.count(name)) return nullptr;
-  const auto it = tables().user.find(name);
+  if (!tables().hidden.empty() && tables().hidden.count(name)) return nullptr;
+  const auto it = tables().user.empty() ? tables().user.end() : tables().user.find(name);
   return it == tables().user.end() ? find(tables().real, name) : it->second.back();
 }
 

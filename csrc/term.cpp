@@ -29,8 +29,13 @@ bool Dim::operator==(const Dim& o) const {
   return n == o.n && ks == o.ks && vs == o.vs && same(k, o.k) && same(v, o.v);
 }
 
+const Places* hold(Term& term, Tensor index, int64_t size) {
+  term.held = std::make_shared<HeldPlaces>(HeldPlaces{{std::move(index), size}, term.held});
+  return &term.held->places;
+}
+
 bool Term::indexed() const {
-  return std::any_of(dims.begin(), dims.end(), [](const Dim& d) { return d.indexed(); });
+  return held && std::any_of(dims.begin(), dims.end(), [](const Dim& d) { return d.indexed(); });
 }
 
 int64_t Term::coverage() const {
@@ -180,7 +185,7 @@ void index_into(const Tensor& out, const Term& t, int64_t k_begin, int64_t numel
     const Dim& dim = t.dims[d];
     Shape along(t.rank(), 1);
     along[d] = dim.n;
-    auto places = [&](const std::shared_ptr<const Places>& by, int64_t stride) {
+    auto places = [&](const Places* by, int64_t stride) {
       return (by ? by->index : at::arange(dim.n, whole)).mul(stride).view(along);
     };
     if (dim.ks != 0) at = at + places(dim.k, dim.ks * numel);

@@ -37,12 +37,13 @@ struct Places {
   int64_t size;
 };
 
+// Plain data: copied all the time, placed by index rarely. The term holds what its dimensions are placed by.
 struct Dim {
-  int64_t n;                             // size
-  int64_t ks;                            // seed stride
-  int64_t vs;                            // value stride
-  std::shared_ptr<const Places> k = {};  // seeds by index: ks * k[i]
-  std::shared_ptr<const Places> v = {};  // values by index: vs * v[i]
+  int64_t n;                  // size
+  int64_t ks;                 // seed stride
+  int64_t vs;                 // value stride
+  const Places* k = nullptr;  // seeds by index: ks * k[i]
+  const Places* v = nullptr;  // values by index: vs * v[i]
   bool operator==(const Dim& o) const;
   bool indexed() const { return k || v; }
   // How many steps of its stride the dimension may reach over.
@@ -50,13 +51,19 @@ struct Dim {
   int64_t value_extent() const { return v ? v->size : n; }
 };
 
+struct HeldPlaces {
+  Places places;
+  std::shared_ptr<const HeldPlaces> others;
+};
+
 struct Term {
   c10::SmallVector<Dim, 6> dims;
   int64_t k0 = 0;
   int64_t v0 = 0;
   double alpha = 1.0;
-  Tensor coef;           // [n_d or 1, ...]; undefined: 1
-  Tensor core;           // [n_d or 1, ...]; undefined: 1
+  Tensor coef;  // [n_d or 1, ...]; undefined: 1
+  Tensor core;  // [n_d or 1, ...]; undefined: 1
+  std::shared_ptr<const HeldPlaces> held;
   bool owned = false;    // core counts as memory of the sweep, not as a view of a known tensor
   bool spoiled = false;  // core may hold NaN, which a factor that selects has to end there too
 
@@ -66,6 +73,9 @@ struct Term {
   int64_t stored() const;    // elements held in memory (coef and core)
   std::pair<int64_t, int64_t> seed_range() const;  // [first, last + 1)
 };
+
+// For a dimension of the term to be placed by.
+const Places* hold(Term& term, Tensor index, int64_t size);
 
 Shape sizes_of(const Term& term);
 // The factor has more than one value along dimension d.

@@ -56,7 +56,7 @@ Cut cut_axis(Term& term, Placement& p, int64_t a, int64_t start, int64_t step, i
   Dim& dim = term.dims[d];
   dim.n = n;
   if (dim.k) {
-    dim.k = std::make_shared<Places>(dim.k->index.slice(0, first, last + 1, stride), dim.k->size);
+    dim.k = hold(term, dim.k->index.slice(0, first, last + 1, stride), dim.k->size);
   } else {
     term.k0 += first * dim.ks;
     dim.ks *= stride;

@@ -148,6 +148,7 @@ Term map_term(const Tangent& t, Term term, Placement& p, const AxesOfMap& map, c
   out.k0 = term.k0;
   out.v0 = term.v0;
   out.alpha = term.alpha;
+  out.held = term.held;
   out.spoiled = term.spoiled;
   Shape sizes;
   auto append = [&](Dim dim, int64_t size) {

@@ -87,6 +87,7 @@ Term oblique(const Tangent& t, Term term, const Geometry& g, const Oblique& o, c
   }
   Term out;
   out.alpha = term.alpha;
+  out.held = term.held;
   out.owned = term.owned;
   out.spoiled = term.spoiled;
   out.k0 = term.k0;

@@ -89,8 +89,7 @@ Tangent pick_axis(Tangent t, int64_t axis, const Tensor& index) {
   auto move = [&index](Term& term, int64_t d, int64_t size) {
     Dim& dim = term.dims[d];
     dim.n = index.size(0);
-    dim.k = dim.k ? std::make_shared<Places>(dim.k->index.index_select(0, index), dim.k->size)
-                  : std::make_shared<Places>(index, size);
+    dim.k = dim.k ? hold(term, dim.k->index.index_select(0, index), dim.k->size) : hold(term, index, size);
     if (varies(term.coef, d)) term.coef = term.coef.index_select(d, index);
     if (varies(term.core, d)) {
       ledger().reserve(term.core.numel() / size * dim.n, term.core.element_size());
@@ -106,7 +105,7 @@ Tangent pick_axis(Tangent t, int64_t axis, const Tensor& index) {
 }
 
 Tangent unpick_axis(Tangent t, int64_t axis, const Tensor& index, int64_t size) {
-  auto move = [&](Term& term, int64_t d, int64_t) { term.dims[d].v = std::make_shared<Places>(index, size); };
+  auto move = [&](Term& term, int64_t d, int64_t) { term.dims[d].v = hold(term, index, size); };
   auto map = [&](Tangent rest) {
     return map_axes(std::move(rest), {axis}, {size}, [&](const Tensor& rows, const Tensor&) {
       return at::zeros({rows.size(0), rows.size(1), size}, rows.options()).index_add(-1, index, rows);

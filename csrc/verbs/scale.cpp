@@ -34,7 +34,7 @@ Window window(const Term& term, const Placement* p, const Tensor& c) {
 // c where the values are that an index places: read in the order of the term's own dimensions.
 Tensor gathered(const Term& term, Placement& p, Tensor c) {
   for (int64_t d = 0; d < term.rank(); ++d) {
-    const auto& places = term.dims[d].v;
+    const Places* places = term.dims[d].v;
     if (!places) continue;
     const int64_t a = p.axis[d];
     if (c.size(a) > 1) c = c.index_select(a, places->index * p.step[d] + p.offset[a]);

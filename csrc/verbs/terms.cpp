@@ -31,10 +31,10 @@ void spell_out(Term& term, int64_t d, bool seeded, const at::TensorOptions& opti
 
 }  // namespace
 
-void place_or_densify(const Tangent& t, Term& term, Placement& p, const AxisTest& scattered) {
+void place_or_densify(const Tangent& t, Term& term, Placement& p, AxisTest scattered) {
   bool placed = place(term, t.shape, p);
   bool spelled = false;
-  for (int64_t d = 0; placed && d < term.rank(); ++d) {
+  for (int64_t d = 0; placed && term.held && d < term.rank(); ++d) {
     if (!term.dims[d].v || (scattered && scattered(p.axis[d]))) continue;
     spell_out(term, d, t.K > 1, t.options.requires_grad(std::nullopt));
     spelled = true;

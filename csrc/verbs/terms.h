@@ -3,16 +3,16 @@
 
 #include "tangent.h"
 
-#include <functional>
+#include <c10/util/FunctionRef.h>
 
 namespace hesse {
 
 // Resolves a term on the axes of the tangent's shape, as a dense box when that cannot be expressed. Values
 // placed by index stay so along the axes where the verb says that it can take that, and become explicit along
 // the others.
-using AxisTest = std::function<bool(int64_t axis)>;
+using AxisTest = c10::function_ref<bool(int64_t axis)>;
 inline bool anywhere(int64_t) { return true; }
-void place_or_densify(const Tangent& t, Term& term, Placement& p, const AxisTest& scattered = {});
+void place_or_densify(const Tangent& t, Term& term, Placement& p, AxisTest scattered = {});
 // Rewrites value strides for a shape in which old axis a is new axis to[a] (-1: gone, its offset is dropped).
 void move_axes(Term& term, const Placement& p, c10::IntArrayRef to, c10::IntArrayRef shape);
 // Appends a dimension along which nothing varies yet.
