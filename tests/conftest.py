@@ -8,6 +8,7 @@ import os
 import warnings
 
 import pytest
+import setuptools  # noqa: F401  torch.testing imports it, which fails once pytest has imported other tests
 import torch
 
 UNDER_TEST = os.environ.get("HESSE_UNDER_TEST", "hesse")
