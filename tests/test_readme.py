@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
 pytestmark = pytest.mark.ours
 
@@ -15,5 +16,6 @@ def test_the_examples_of_the_readme_run(capsys):
     names = {}
     for example in examples:
         exec(compile(example, str(README), "exec"), names)
-    assert len(examples) == 2 and names["H"].shape == (100, 3, 100, 3)
+    assert len(examples) == 3 and names["H"].shape == (100, 3, 100, 3)
+    assert names["D"].equal(6 * torch.eye(3))
     assert "engine" in capsys.readouterr().out
