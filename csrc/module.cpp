@@ -134,6 +134,7 @@ void bind_kernels(py::module_& m) {
       },
       py::arg("add"), py::arg("out"), py::arg("sizes"), py::arg("strides"), py::arg("offset"), py::arg("a"),
       py::arg("b"), py::arg("alpha"));
+  m.def("drop_idle_blocks", &kernels::drop_idle_blocks);
   m.def("mirror_upper", &kernels::mirror_upper, py::arg("matrix"));
   m.def(
       "fresh",

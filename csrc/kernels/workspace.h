@@ -11,4 +11,7 @@ namespace hesse::kernels {
 at::Tensor fresh(at::IntArrayRef size, at::IntArrayRef stride, const at::TensorOptions& options);
 at::Tensor fresh(at::IntArrayRef size, const at::TensorOptions& options);
 
+// Frees the blocks that are kept for later requests.
+void drop_idle_blocks();
+
 }  // namespace hesse::kernels

@@ -40,6 +40,13 @@ class Workspace final : public c10::Allocator {
   c10::DeleterFnPtr raw_deleter() const override { return &give_back; }
   void copy_data(void* to, const void* from, size_t n) const override { default_copy_data(to, from, n); }
 
+  void drop_idle() {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    for (void* block : idle_) c10::free_cpu(static_cast<char*>(block) - kHeader);
+    idle_.clear();
+    kept_ = 0;
+  }
+
   // Lives as long as the process: tensors may outlive every other static.
   static Workspace& get() {
     static auto* const workspace = new Workspace;
@@ -87,6 +94,8 @@ class Workspace final : public c10::Allocator {
 };
 
 }  // namespace
+
+void drop_idle_blocks() { Workspace::get().drop_idle(); }
 
 at::Tensor fresh(at::IntArrayRef size, at::IntArrayRef stride, const at::TensorOptions& options) {
   const auto type = c10::typeMetaToScalarType(options.dtype());
