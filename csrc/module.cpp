@@ -238,6 +238,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   register_rules();
   forget_python_error = forget_error;
   py::register_exception<Unsupported>(m, "Unsupported", PyExc_RuntimeError);
+  py::register_exception<NotTwiceDifferentiable>(m, "NotTwiceDifferentiable", PyExc_RuntimeError);
   m.attr("torch_version") = TORCH_VERSION;
   m.def("hide_rules", &hide_rules, py::arg("names"), "Lets the autograd rule stand in for these nodes.");
   m.def("rule_names", &rule_names, "Autograd nodes with a native rule.");

@@ -85,7 +85,7 @@ std::vector<Tensor> unpack(py::object result, const std::vector<Shape>& shapes,
   if (THPVariable_Check(result.ptr())) result = py::make_tuple(result);
   if (!py::isinstance<py::tuple>(result) && !py::isinstance<py::list>(result)) {
     throw py::type_error(rule + part.name + " returned a " + type_name(result) +
-                         ", expected a Tensor or a tuple, with None " + "for what is zero");
+                         ", expected a Tensor or a tuple, with None for what is zero");
   }
   const auto items = py::reinterpret_borrow<py::sequence>(result);
   if (items.size() != shapes.size()) {

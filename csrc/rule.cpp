@@ -92,6 +92,7 @@ void holds_for_complex(const std::string& name, Rule::Covers covers) {
 RulePtr find_complex_rule(const std::string& name) {
   const std::shared_lock lock(tables().mutex);
   if (tables().hidden.count(name)) return nullptr;
+  if (tables().user.count(name)) return nullptr;  // users' rules are of real values
   RulePtr rule = find(tables().complex, name);
   if (rule) return rule;
   rule = find(tables().real, name);
@@ -115,7 +116,7 @@ RulePtr add_user_rule(const std::string& name, Rule rule, bool override) {
   auto added = std::make_shared<const Rule>(std::move(rule));
   const std::unique_lock lock(tables().mutex);
   const bool before = tables().user.count(name) > 0;
-  if (!override && (before || find(tables().real, name))) {
+  if (!override && (before || find(tables().real, name) || find(tables().complex, name))) {
     throw std::invalid_argument(name + " has a rule" +
                                 (before ? " that was registered before" : " of hesse's own"));
   }

@@ -29,6 +29,12 @@ struct Unsupported : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
+// A user's backward that the engine has to differentiate and cannot: an error, and no fallback, as plain
+// autograd may take what it does not see for zero.
+struct NotTwiceDifferentiable : Unsupported {
+  using Unsupported::Unsupported;
+};
+
 // A rule met a sparse tensor among what its node saved; the autograd rule can do such a step.
 struct SavedSparse : Unsupported {
   using Unsupported::Unsupported;

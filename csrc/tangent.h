@@ -58,6 +58,14 @@ void accumulate(Tangent& t, Tangent other, bool combining = true);
 // The real part, as real numbers; the complex conjugate. Both are T itself if it is real.
 Tangent real(Tangent t);
 Tangent conj(Tangent t);
+// The same where the sum may not have begun (K = 0).
+inline void add_to(Tangent& sum, Tangent t) {
+  if (sum.K == 0) {
+    sum = std::move(t);
+  } else {
+    accumulate(sum, std::move(t));
+  }
+}
 // A copy in another dtype; of complex values in a real one, the real part.
 Tangent cast(Tangent t, at::ScalarType dtype);
 

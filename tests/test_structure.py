@@ -277,6 +277,40 @@ def test_an_index_along_one_axis_leaves_the_other_as_it_was(f):
     assert large.widest_bytes <= 4 * small.widest_bytes
 
 
+I5 = torch.tensor([0, 3, 1, 1, 3])
+SCATTERED = {
+    "stacked": lambda x: (
+        torch.stack([x.new_zeros(4, 3).index_add(0, I5, x).reshape(-1), x.new_ones(12)])
+        .pow(3)
+        .sum()
+    ),
+    "read out": lambda x: x.new_zeros(2, 3).index_add(0, I5 % 2, x).flatten().softmax(0)[0],
+    "pooled": lambda x: (
+        x.new_zeros(2, 1, 3).index_add(1, 0 * I5, torch.stack([x, x.sin()])).pow(3).sum()
+    ),
+    "of indices of two axes": lambda x: x[I5.view(1, 5)].sin().pow(2).sum(-1).exp().sum(),
+    "of parts": lambda x: (x[1:4].sin().index_add(0, I5[:2] % 3, x[::3])).pow(3).sum(),
+}
+
+
+@pytest.mark.parametrize("name", SCATTERED)
+@pytest.mark.parametrize("chunk_size", [None, 1, 7])
+def test_what_an_index_places_may_be_reshaped(name, chunk_size):
+    x = randn(5, 3)
+    ours = hesse.hessian(SCATTERED[name], x, chunk_size=chunk_size)
+    torch.testing.assert_close(ours, stock(SCATTERED[name], x), rtol=1e-9, atol=1e-10)
+
+
+def test_gathered_rows_cost_as_much_as_they_are():
+    def bonds(x):
+        i, j = torch.arange(len(x)), (torch.arange(len(x)) * 7 + 1) % len(x)
+        return ((x.sin()[i] - x[j]).square().sum(-1) + 1).sqrt().sum()
+
+    small, large = (explained(bonds, randn(n, 3)) for n in (20, 80))
+    assert all_native(large)
+    assert large.core_elements <= 4 * small.core_elements
+
+
 # ---- diagonals and windows -----------------------------------------------------------------------
 
 

@@ -428,6 +428,30 @@ AFTERWARDS = {
         lambda t, c: t.einsum("ij", c, "ik", "jk"),
         lambda rows, c: torch.einsum("Zij,ik->Zjk", rows, c),
     ),
+    "reshape, then scale": (
+        lambda t, c: t.view([c.numel()]).scale(c.flatten()),
+        lambda rows, c: flat(rows) * c.flatten(),
+    ),
+    "reshape, then scale in part": (
+        lambda t, c: t.view([2, 4]).scale(c.flatten()[:4]),
+        lambda rows, c: rows.reshape(-1, 2, 4) * c.flatten()[:4],
+    ),
+    "reshape, then sum": (
+        lambda t, c: t.view([2, 4]).sum([1], False),
+        lambda rows, c: rows.reshape(-1, 2, 4).sum(2),
+    ),
+    "scattered again": (
+        lambda t, c: t.unpick_axis(0, torch.tensor([1, 0, 1, 2]), 3),
+        lambda rows, c: unpicked(rows, 0, torch.tensor([1, 0, 1, 2]), 3),
+    ),
+    "onto one place": (
+        lambda t, c: t.unpick_axis(0, torch.zeros(4, dtype=torch.long), 1).scale(c[:1]),
+        lambda rows, c: unpicked(rows, 0, torch.zeros(4, dtype=torch.long), 1) * c[:1],
+    ),
+    "gathered again": (
+        lambda t, c: t.pick_axis(0, torch.tensor([1, 1, 3])),
+        lambda rows, c: rows[:, [1, 1, 3]],
+    ),
     "seeds cut": (lambda t, c: t.restrict_seeds(3), None),
     "real part": (lambda t, c: t.scale(c).real(), lambda rows, c: rows * c),
 }

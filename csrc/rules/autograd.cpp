@@ -38,10 +38,13 @@ namespace {
 using torch::autograd::variable_list;
 using Key = std::pair<Node*, uint32_t>;
 
-// What such a node means is for plain autograd to say: a constant gradient, or an error of its own.
+// What such a node of PyTorch's own means is for plain autograd to say: a constant gradient, or an error.
 [[noreturn]] void not_twice_differentiable(const Node& node, const std::string& why) {
-  throw Unsupported(node.name() + " is not twice differentiable: " + why +
-                    " (hesse.register_rule can give it a rule)");
+  const std::string what = node.name() + " is not twice differentiable: " + why;
+  if (is_own(node)) throw Unsupported(what);
+  throw NotTwiceDifferentiable("hesse: " + what +
+                               ". Write its backward in differentiable operations, or give it a rule with "
+                               "hesse.register_rule.");
 }
 
 variable_list call(Node& node, variable_list grads) {

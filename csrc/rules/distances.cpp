@@ -17,14 +17,6 @@ namespace hesse::rules {
 
 namespace {
 
-void add(Tangent& sum, Tangent t) {
-  if (sum.K == 0) {
-    sum = std::move(t);
-  } else {
-    accumulate(sum, std::move(t));
-  }
-}
-
 bool bends(double p) { return p != 0 && p != 1 && !std::isinf(p); }
 
 // y: with a last axis of 1.
@@ -71,8 +63,8 @@ struct Pairs {
   // dx: [B, p, m] and [B, r, m].
   Tangent push(const Tangents& dx) const {
     Tangent dy;
-    if (!dx[0].zero()) add(dy, einsum(dx[0], "bpm", f(), "bprm", "bpr"));
-    if (!dx[1].zero()) add(dy, scale(einsum(dx[1], "brm", f(), "bprm", "bpr"), -1.0));
+    if (!dx[0].zero()) add_to(dy, einsum(dx[0], "bpm", f(), "bprm", "bpr"));
+    if (!dx[1].zero()) add_to(dy, scale(einsum(dx[1], "brm", f(), "bprm", "bpr"), -1.0));
     return dy;
   }
   Tangents pull(const Tangent& g) const {
@@ -89,12 +81,12 @@ struct Pairs {
     }
     Tangents dgx = pull(scale(scale(push(dx), l.memo[0]), -1.0));
     if (to_first) {
-      if (!dx[0].zero()) add(dgx[0], scale(dx[0], l.memo[2]));
-      if (!dx[1].zero()) add(dgx[0], scale(einsum(dx[1], "brm", l.memo[1], "bprm", "bpm"), -1.0));
+      if (!dx[0].zero()) add_to(dgx[0], scale(dx[0], l.memo[2]));
+      if (!dx[1].zero()) add_to(dgx[0], scale(einsum(dx[1], "brm", l.memo[1], "bprm", "bpm"), -1.0));
     }
     if (to_second) {
-      if (!dx[1].zero()) add(dgx[1], scale(dx[1], l.memo[3]));
-      if (!dx[0].zero()) add(dgx[1], scale(einsum(dx[0], "bpm", l.memo[1], "bprm", "brm"), -1.0));
+      if (!dx[1].zero()) add_to(dgx[1], scale(dx[1], l.memo[3]));
+      if (!dx[0].zero()) add_to(dgx[1], scale(einsum(dx[0], "bpm", l.memo[1], "bprm", "brm"), -1.0));
     }
     return dgx;
   }
@@ -221,7 +213,7 @@ void own_distances() {
     return Tangents{t, t};
   };
   auto result = [](Local& l, Tangents dgx) -> Tangents {
-    add(dgx[0], std::move(dgx[1]));
+    add_to(dgx[0], std::move(dgx[1]));
     return {view(std::move(dgx[0]), l.in_shape[0])};
   };
   Rule rule;

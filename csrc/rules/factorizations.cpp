@@ -1,8 +1,8 @@
 // Triangular factors of a matrix, and what is computed from them (see matrices.h):
 //
-//     A = L L'          F = L^-1 sym(dA) L^-T        dL = L Phi(F), Phi the lower triangle with half its
-//     diagonal A = P L U         F = L^-1 P' dA U^-1          d(L + U) = L tril(F, -1) + triu(F) U X = (L
-//     L')^-1 B   a solve with S = L L'        gL = (gS + gS') L
+//     A = L L'            F = L^-1 sym(dA) L^-T     dL = L Phi(F), Phi: lower, half the diagonal
+//     A = P L U           F = L^-1 P' dA U^-1       d(L + U) = L tril(F, -1) + triu(F) U
+//     X = (L L')^-1 B     a solve with S = L L'     gL = (gS + gS') L
 //
 // L and U of the second are made square with rows and columns of the identity where A is not.
 #include "systems.h"

@@ -32,14 +32,6 @@ struct Halves {
   }
 };
 
-void add(Tangent& sum, Tangent t) {
-  if (sum.K == 0) {
-    sum = std::move(t);
-  } else {
-    accumulate(sum, std::move(t));
-  }
-}
-
 Tangent plus(Tangent t, Tangent other) {
   accumulate(t, std::move(other));
   return t;
@@ -92,13 +84,13 @@ void backward() {
     const Halves h = halves(l);
     Tangent a, b;
     if (!dx[0].zero()) {
-      add(a, scale(dx[0], l.saved[0]));
-      add(b, scale(dx[0], l.saved[1]));
+      add_to(a, scale(dx[0], l.saved[0]));
+      add_to(b, scale(dx[0], l.saved[1]));
     }
     if (!dx[1].zero()) {
       const Tangent ta = h.take_a(dx[1]), tb = h.take_b(dx[1]);
-      add(a, scale(tb, l.saved[2]));
-      add(b, plus(scale(ta, l.saved[2]), scale(tb, l.saved[3])));
+      add_to(a, scale(tb, l.saved[2]));
+      add_to(b, plus(scale(ta, l.saved[2]), scale(tb, l.saved[3])));
     }
     return {h.joined(a, b)};
   };
@@ -124,15 +116,15 @@ void backward() {
     }
     Tangent a, b;
     if (!dx[0].zero() && l.wanted[1]) {
-      add(a, scale(dx[0], l.memo[0]));
-      add(b, scale(dx[0], l.memo[1]));
+      add_to(a, scale(dx[0], l.memo[0]));
+      add_to(b, scale(dx[0], l.memo[1]));
     }
     if (!dx[1].zero()) {
       const Tangent ta = h.take_a(dx[1]), tb = h.take_b(dx[1]);
       if (l.wanted[0]) dgx[0] = plus(scale(ta, l.memo[0]), scale(tb, l.memo[1]));
       if (l.wanted[1]) {
-        add(a, scale(tb, l.memo[2]));
-        add(b, plus(scale(ta, l.memo[2]), scale(tb, l.memo[3])));
+        add_to(a, scale(tb, l.memo[2]));
+        add_to(b, plus(scale(ta, l.memo[2]), scale(tb, l.memo[3])));
       }
     }
     if (a.K > 0) dgx[1] = h.joined(a, b);

@@ -19,6 +19,7 @@
 #include "picks.h"
 
 #include "factors.h"
+#include "ledger.h"
 #include "shapes.h"
 
 namespace hesse::rules {
@@ -122,7 +123,9 @@ void reduce_by_live_product(Groups& g, const Values& of) {
   g.line = both(of.x, of.v);
   const int64_t M = g.line.size(-1), n = g.owning() ? M - g.at.index.size(-1) : 0;
   if (g.line.numel() * M * M > most) {
-    throw Unsupported("the product of groups of so many elements is not differentiated three times");
+    throw Unsupported(std::string(ledger().op) +
+                      ", with create_graph: the products without each two elements of " + std::to_string(M) +
+                      " would be too large");
   }
   const Tensor weight = g.at.weight.defined() ? g.at.weight : at::ones({}, of.v.options());
   const Tensor in = both(g.m, weight) != 0;
@@ -141,14 +144,6 @@ void reduce_by_live_product(Groups& g, const Values& of) {
 
 // ---- the maps -----------------------------------------------------------------------------------------
 
-void add(Tangent& sum, Tangent t) {
-  if (sum.K == 0) {
-    sum = std::move(t);
-  } else {
-    accumulate(sum, std::move(t));
-  }
-}
-
 // The inputs: a group's own value, if it has one, and the elements.
 size_t elements(const Groups& g) { return g.owning() ? 1 : 0; }
 
@@ -160,7 +155,7 @@ Tangent total(const Groups& g, const Local& l, const Tangents& dx, Tensor Part::
   if (!dx[i].zero()) {
     Tangent t = fitted(cast(dx[i], dtype_of(l)), g.at.y.whole);
     if ((g.element.*by).defined()) t = scale(std::move(t), g.element.*by);
-    add(sum, unpick(g.at, std::move(t)));
+    add_to(sum, unpick(g.at, std::move(t)));
   }
   return sum;
 }
@@ -168,11 +163,11 @@ Tangent total(const Groups& g, const Local& l, const Tangents& dx, Tensor Part::
 // F' of a tangent, scaled likewise, added to those of the inputs.
 void spread(const Groups& g, const Local& l, const Tangent& t, Tensor Part::* by, Tangents& dgx) {
   const size_t i = elements(g);
-  if (g.owning() && l.wanted[0]) add(dgx[0], scale(scale(t, g.m), g.own.*by));
+  if (g.owning() && l.wanted[0]) add_to(dgx[0], scale(scale(t, g.m), g.own.*by));
   if (!l.wanted[i]) return;
   Tangent picked = pick(g.at, t);
   if ((g.element.*by).defined()) picked = scale(std::move(picked), g.element.*by);
-  add(dgx[i], std::move(picked));
+  add_to(dgx[i], std::move(picked));
 }
 
 Tangents fit(const Groups& g, const Local& l, Tangents dgx) {
@@ -232,7 +227,7 @@ Tangents live_curve(const Groups& g, Local& l, const Tensor& gy, const Tangents&
       auto along = [&](Tangent s, int64_t axis, int64_t size) {
         return map_axes(std::move(s), {axis}, {size}, multiply, l.memo[i * inputs + j]);
       };
-      add(dgx[i], moved(p, std::move(t), side(j), side(i), along));
+      add_to(dgx[i], moved(p, std::move(t), side(j), side(i), along));
     }
   }
   return fit(g, l, std::move(dgx));
@@ -258,7 +253,7 @@ Tangents curve(Local& l, const std::vector<Tensor>& gy, const Tangents& dx) {
   spread(g, l, b, &Part::e, dgx);
   auto without_itself = [&](size_t j, const Tensor& c, const Shape& shape) {
     if (!l.wanted[j] || dx[j].zero()) return;
-    add(dgx[j], scale(scale(fitted(cast(dx[j], dtype_of(l)), shape), c), -1.0));
+    add_to(dgx[j], scale(scale(fitted(cast(dx[j], dtype_of(l)), shape), c), -1.0));
   };
   without_itself(i, l.memo[3], g.at.y.whole);
   if (g.owning()) without_itself(0, l.memo[4], g.at.x.whole);

@@ -66,14 +66,6 @@ struct Layer {
   Tangent to_parameter(Tangent t, size_t i) const { return out(sum_to(std::move(t), at.w), i); }
 };
 
-void add(Tangent& sum, Tangent t) {
-  if (sum.K == 0) {
-    sum = std::move(t);
-  } else {
-    accumulate(sum, std::move(t));
-  }
-}
-
 bool moves(const Tangents& dx, size_t i) { return i < dx.size() && !dx[i].zero(); }
 bool wanted(const Local& l, size_t i) { return i < l.inputs() && l.wanted[i]; }
 
@@ -86,8 +78,8 @@ Tangents push(const Layer& layer, const Tangents& dx) {
     if (layer.used(1)) dy[1] = view(m.mean, l.out_shape[1]);
     if (layer.used(2)) dy[2] = view(scale(scale(m.h_mean, l.saved[1].square()), -1.0), l.out_shape[2]);
   }
-  if (moves(dx, 1)) add(dy[0], scale(layer.parameter(dx[1]), l.saved[0]));
-  if (moves(dx, 2)) add(dy[0], layer.parameter(dx[2]));
+  if (moves(dx, 1)) add_to(dy[0], scale(layer.parameter(dx[1]), l.saved[0]));
+  if (moves(dx, 2)) add_to(dy[0], layer.parameter(dx[2]));
   dy[0] = view(std::move(dy[0]), l.out_shape[0]);
   return dy;
 }
@@ -103,10 +95,10 @@ Tangents pull(const Layer& layer, const Tangents& dgy) {
     if (wanted(l, 2)) dgx[2] = layer.to_parameter(g, 2);
   }
   if (wanted(l, 0) && layer.used(1) && !dgy[1].zero()) {
-    add(dgx[0], scale(layer.wide(dgy[1]), layer.each()));
+    add_to(dgx[0], scale(layer.wide(dgy[1]), layer.each()));
   }
   if (wanted(l, 0) && layer.used(2) && !dgy[2].zero()) {
-    add(dgx[0], scale(scale(layer.wide(dgy[2]), r.square() * h), -layer.each()));
+    add_to(dgx[0], scale(scale(layer.wide(dgy[2]), r.square() * h), -layer.each()));
   }
   if (dgx[0].K > 0) dgx[0] = layer.out(std::move(dgx[0]), 0);
   return dgx;
@@ -135,12 +127,12 @@ Tangents curve(const Layer& layer, const std::vector<Tensor>& gys, const Tangent
     }
     if (bow && gr.defined()) {
       const Tensor each = gr * r.square() * layer.each();
-      add(dgx[0], scale(scale(dh, each), -1.0));
-      add(dgx[0], scale(scale(layer.wide(m.h_mean), each * r * h), 2.0));
+      add_to(dgx[0], scale(scale(dh, each), -1.0));
+      add_to(dgx[0], scale(scale(layer.wide(m.h_mean), each * r * h), 2.0));
     }
   }
   if (moves(dx, 1) && gy.defined() && wanted(l, 0)) {
-    add(dgx[0], layer.jacobian(layer.moved(scale(layer.parameter(dx[1]), gy))));
+    add_to(dgx[0], layer.jacobian(layer.moved(scale(layer.parameter(dx[1]), gy))));
   }
   if (dgx[0].K > 0) dgx[0] = layer.out(std::move(dgx[0]), 0);
   return dgx;
@@ -242,7 +234,7 @@ void weight_norm() {
     const Axes a = axes(l);
     Tangents dy(l.out_shape.size());
     if (moves(dx, 0)) dy[0] = scale(jacobian(l, a, dx[0]), l.saved[1]);
-    if (moves(dx, 1)) add(dy[0], scale(spread(dx[1], a), l.saved[0]));
+    if (moves(dx, 1)) add_to(dy[0], scale(spread(dx[1], a), l.saved[0]));
     return dy;
   };
   rule.pull = [=](Local& l, const Tangents& dgy) {
@@ -271,7 +263,7 @@ void weight_norm() {
       }
       if (l.wanted[1]) dgx[1] = view(t_du, l.in_shape[1]);
     }
-    if (moves(dx, 1) && l.wanted[0]) add(dgx[0], scale(spread(dx[1], a), l.memo[0]));
+    if (moves(dx, 1) && l.wanted[0]) add_to(dgx[0], scale(spread(dx[1], a), l.memo[0]));
     return dgx;
   };
   add_rule("WeightNormInterfaceBackward0", std::move(rule));

@@ -93,14 +93,6 @@ void log_softmax() {
 // ---- the backwards: nodes of their own where a gradient was differentiated, functions of what came back, g,
 // and of y
 
-void add(Tangent& sum, Tangent t) {
-  if (sum.K == 0) {
-    sum = std::move(t);
-  } else {
-    accumulate(sum, std::move(t));
-  }
-}
-
 // Of softmax, z = y (g - sum(y g)). With the cotangent h, s = sum(y g), c = sum(h y):
 //
 //     push   dz  = y (dg - sum(y dg)) + (g - s) dy - y sum(g dy)
@@ -118,10 +110,10 @@ void softmax_backward() {
     const Axes a = axis(l);
     const Tensor &y = l.saved[0], &g = l.saved[1], &rest = l.saved[2];
     Tangent dz;
-    if (!dx[0].zero()) add(dz, jacobian(cast(dx[0], dtype_of(l)), y, a));
+    if (!dx[0].zero()) add_to(dz, jacobian(cast(dx[0], dtype_of(l)), y, a));
     if (!dx[1].zero()) {
       const Tangent t = cast(dx[1], dtype_of(l));
-      add(dz, minus(scale(t, rest), scale(met(t, g, a), y)));
+      add_to(dz, minus(scale(t, rest), scale(met(t, g, a), y)));
     }
     return {std::move(dz)};
   };
@@ -146,7 +138,7 @@ void softmax_backward() {
     }
     if (!dx[0].zero() && l.wanted[1]) {
       const Tangent t = cast(dx[0], dtype_of(l));
-      add(dgx[1], minus(scale(t, rest), scale(met(t, y, a), h)));
+      add_to(dgx[1], minus(scale(t, rest), scale(met(t, y, a), h)));
     }
     return dgx;
   };
@@ -171,9 +163,9 @@ void log_softmax_backward() {
     Tangent dz;
     if (!dx[0].zero()) {
       const Tangent t = cast(dx[0], dtype_of(l));
-      add(dz, minus(t, scale(spread(total(t, a), a), l.saved[0])));
+      add_to(dz, minus(t, scale(spread(total(t, a), a), l.saved[0])));
     }
-    if (!dx[1].zero()) add(dz, scale(scale(cast(dx[1], dtype_of(l)), l.saved[1]), -1.0));
+    if (!dx[1].zero()) add_to(dz, scale(scale(cast(dx[1], dtype_of(l)), l.saved[1]), -1.0));
     return {std::move(dz)};
   };
   rule.pull = [axis](Local& l, const Tangents& dgz) {
@@ -193,7 +185,7 @@ void log_softmax_backward() {
     }
     if (!dx[0].zero() && l.wanted[1]) {
       const Tangent t = spread(total(cast(dx[0], dtype_of(l)), a), a);
-      add(dgx[1], scale(scale(t, l.memo[0]), -1.0));
+      add_to(dgx[1], scale(scale(t, l.memo[0]), -1.0));
     }
     return dgx;
   };

@@ -197,8 +197,9 @@ void log_determinant() {
 // det A and its cofactors need no inverse: with A = u diag(s) v', E = P dA Q where P = u', Q = v,
 //
 //     W = P' diag(c) Q'        c_i  = det(u v') prod of s without i
-//     dW = P' H' Q'            H_ij = d_ij sum_k C_ik E_kk - C_ij E_ji     C_ij: without i and j, 0 on the
-//     diagonal
+//     dW = P' H' Q'            H_ij = d_ij sum_k C_ik E_kk - C_ij E_ji
+//
+// where C_ij is the product without i and j, 0 on the diagonal.
 //
 // The same holds for P = A^-1, Q = 1, c = det A, C = det A (1 - identity). That can be differentiated
 // further, so it is what create_graph sees of matrices that have an inverse.

@@ -37,8 +37,8 @@ bool join(Term& term, Placement& p, int64_t d) {
   return true;
 }
 
-// The one dimension that runs along the axis, in order and from end to end, if it is tied.
-std::optional<int64_t> tie_along(Term& term, Placement& p, int64_t axis, int64_t size) {
+// The one dimension on the axis, if it is tied.
+std::optional<int64_t> tie_along(Term& term, Placement& p, int64_t axis) {
   for (int64_t d = term.rank() - 2; d >= 0; --d) {
     if (p.axis[d] == axis) join(term, p, d);
   }
@@ -48,13 +48,15 @@ std::optional<int64_t> tie_along(Term& term, Placement& p, int64_t axis, int64_t
     if (found) return std::nullopt;
     found = d;
   }
-  if (!found) return std::nullopt;
-  const Dim& dim = term.dims[*found];
-  const bool whole = dim.n == size && p.step[*found] == 1 && p.offset[axis] == 0;
-  return dim.ks != 0 && whole ? found : std::nullopt;
+  return found && term.dims[*found].ks != 0 ? found : std::nullopt;
 }
 
-// Terms with a tie along the axis by `move`, the others together by `map`.
+// It runs in order and from end to end.
+bool whole(const Term& term, const Placement& p, int64_t d, int64_t axis, int64_t size) {
+  return term.dims[d].n == size && p.step[d] == 1 && p.offset[axis] == 0;
+}
+
+// Terms with a tie along the axis by `move`, where it can; the others together by `map`.
 template <class Move, class Map>
 Tangent by_term(Tangent t, int64_t axis, int64_t to_size, Move move, Map map) {
   Tangent rest = zero_like(t, t.shape);
@@ -66,13 +68,15 @@ Tangent by_term(Tangent t, int64_t axis, int64_t to_size, Move move, Map map) {
   for (Term& term : t.terms) {
     Placement p;
     place_or_densify(t, term, p, [axis](int64_t a) { return a != axis; });
-    const auto d = tie_along(term, p, axis, size);
-    if (!d) {
+    const auto d = tie_along(term, p, axis);
+    if (!d || !move(term, p, *d, size)) {
       rest.terms.push_back(std::move(term));
       continue;
     }
+    p.step[*d] = 1;
+    p.offset[axis] = 0;
     move_axes(term, p, to, shape);
-    move(term, *d, size);
+    settle(term);
     out.terms.push_back(std::move(term));
   }
   if (!rest.zero()) accumulate(out, map(std::move(rest)));
@@ -86,7 +90,8 @@ Tangent pick_axis(Tangent t, int64_t axis, const Tensor& index) {
     t.shape[axis] = 0;
     return zero_like(t, t.shape);
   }
-  auto move = [&index](Term& term, int64_t d, int64_t size) {
+  auto move = [&](Term& term, Placement& p, int64_t d, int64_t size) {
+    if (!whole(term, p, d, axis, size)) return false;
     Dim& dim = term.dims[d];
     dim.n = index.size(0);
     dim.k = dim.k ? hold(term, dim.k->index.index_select(0, index), dim.k->size) : hold(term, index, size);
@@ -96,6 +101,7 @@ Tangent pick_axis(Tangent t, int64_t axis, const Tensor& index) {
       term.core = term.core.index_select(d, index);
       term.owned = true;
     }
+    return true;
   };
   auto map = [&](Tangent rest) {
     return map_axes(std::move(rest), {axis}, {index.size(0)},
@@ -105,7 +111,15 @@ Tangent pick_axis(Tangent t, int64_t axis, const Tensor& index) {
 }
 
 Tangent unpick_axis(Tangent t, int64_t axis, const Tensor& index, int64_t size) {
-  auto move = [&](Term& term, int64_t d, int64_t) { term.dims[d].v = hold(term, index, size); };
+  auto move = [&](Term& term, Placement& p, int64_t d, int64_t) {
+    const int64_t n = term.dims[d].n, step = p.step[d], start = p.offset[axis];
+    if (size == 1) {
+      p.axis[d] = -1;  // one place: a sum
+    } else {
+      term.dims[d].v = hold(term, index.slice(0, start, start + (n - 1) * step + 1, step), size);
+    }
+    return true;
+  };
   auto map = [&](Tangent rest) {
     return map_axes(std::move(rest), {axis}, {size}, [&](const Tensor& rows, const Tensor&) {
       return at::zeros({rows.size(0), rows.size(1), size}, rows.options()).index_add(-1, index, rows);

@@ -6,6 +6,8 @@
 
 #include <ATen/ATen.h>
 
+#include <algorithm>
+
 namespace hesse {
 
 namespace {
@@ -95,8 +97,10 @@ Tangent scaled(Tangent t, const Tensor& factor, Product product) {
   c10::SmallVector<Done, 4> done;
   for (Term& term : t.terms) {
     Placement p;
-    const bool scattered = term.indexed();
-    if (!flat || scattered) place_or_densify(t, term, p, anywhere);
+    const bool scattered = std::any_of(term.dims.begin(), term.dims.end(), [](const Dim& d) { return d.v; });
+    // Beside another dimension on its axis, an index does not tell where the values are.
+    auto alone = [&p](int64_t a) { return std::count(p.axis.begin(), p.axis.end(), a) == 1; };
+    if (!flat || scattered) place_or_densify(t, term, p, alone);
     if (coef_on_seed(term)) fold_coef(term);
     const Tensor there = scattered ? gathered(term, p, c) : c;
     const Window w = window(term, flat && !scattered ? nullptr : &p, there);

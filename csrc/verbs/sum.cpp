@@ -76,6 +76,23 @@ Tangent sum(Tangent t, c10::IntArrayRef axes, bool keepdim) {
   const int64_t rank = static_cast<int64_t>(t.shape.size());
   std::vector<bool> gone(rank, false);
   for (int64_t a : axes) gone[a] = true;
+  // Neighbouring axes with the same fate are one: fewer dimensions have to be split.
+  Shape groups, gone_groups;
+  for (int64_t a = 0; a < rank; ++a) {
+    if (a > 0 && gone[a] == gone[a - 1]) {
+      groups.back() *= t.shape[a];
+      continue;
+    }
+    if (gone[a]) gone_groups.push_back(static_cast<int64_t>(groups.size()));
+    groups.push_back(t.shape[a]);
+  }
+  if (static_cast<int64_t>(groups.size()) < rank) {
+    Shape result;
+    for (int64_t a = 0; a < rank; ++a) {
+      if (!gone[a] || keepdim) result.push_back(gone[a] ? 1 : t.shape[a]);
+    }
+    return view(sum(view(std::move(t), groups), gone_groups, false), result);
+  }
   Shape shape, kept, to(rank, -1);
   for (int64_t a = 0; a < rank; ++a) {
     if (!gone[a]) {
