@@ -51,7 +51,7 @@ demo: build  ## exact Hessians of two classifiers on the digits images
 test: build  ## run every test
 	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)
 
-coverage: build  ## write docs/coverage.md: every op of PyTorch's test tables (about 5 minutes)
+coverage: build  ## write docs/coverage.md: every op of PyTorch's test tables (about 2 minutes)
 	PYTHONPATH=tests OMP_WAIT_POLICY=passive $(BIN)/python -W ignore -m survey docs/coverage.md
 
 bench: build  ## time hesse against its peers

@@ -2,7 +2,6 @@
 
 import gc
 import threading
-import warnings
 import weakref
 
 import pytest
@@ -708,18 +707,13 @@ def test_a_backward_that_cannot_be_differentiated_is_named(hessian, op):
     def func(x):
         return op.apply(x.sin()).pow(2).sum()
 
-    name = f"{op.__name__}Backward"
-    with hesse.fallback("error"), pytest.raises(hesse.FallbackError, match=name) as error:
-        hessian(func, rand(3))
-    assert "hesse.register_rule" in str(error.value)
-    assert name in hesse.explain(func, rand(3)).fallback
-    with warnings.catch_warnings(record=True) as caught, hesse.fallback("warn"):
-        warnings.simplefilter("always")
-        hessian(func, rand(3))
-    assert name in str(caught[0].message)
+    for route in (hessian, hesse.explain):
+        with pytest.raises(RuntimeError, match=f"{op.__name__}Backward is not twice") as error:
+            route(func, rand(3))
+        assert "hesse.register_rule" in str(error.value)
 
 
-def test_an_error_of_the_fallback_names_the_op(hessian):
+def test_a_backward_that_cannot_be_differentiated_is_named_among_others(hessian):
     import hesse
 
     def func(x):
@@ -730,7 +724,7 @@ def test_an_error_of_the_fallback_names_the_op(hessian):
 
     with hesse.fallback("silent"), pytest.raises(RuntimeError) as error:
         hessian(func, rand(6))
-    assert any("NumpyBackward is not twice" in note for note in error.value.__notes__)
+    assert "NumpyBackward is not twice" in str(error.value)
 
 
 class Broken(Function):

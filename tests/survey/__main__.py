@@ -64,7 +64,7 @@ def main() -> int:
         for name, outcomes, counts in pool.map(survey, sorted(entries())):
             found[name], others[name] = outcomes, counts
             for o in outcomes:
-                for problem in o.wrong if not o.convention else ():
+                for problem in o.wrong:
                     wrong += 1
                     print(f"{o.name}: {problem}", file=sys.stderr)
     out.write_text(page(found, others, MOST_ELEMENTS))

@@ -56,7 +56,7 @@ class Outcome:
         densified: nodes at which a structured tangent became dense.
         wrong: what disagrees, in words; empty if nothing does.
         mended: stock's NaN where ours is a number that differences confirm, or a structural zero.
-        convention: the reason why a difference is meant.
+        convention: the reason why a difference that was found is meant.
     """
 
     name: str
@@ -74,7 +74,7 @@ class Outcome:
 def outcome(entry: str, sample: Sample) -> Outcome:
     """Take the sample's Hessian by all routes and compare."""
     out = Outcome(sample.name)
-    out.convention = DIFFERENT.get(sample.name) or DIFFERENT.get(entry)
+    convention = DIFFERENT.get(sample.name) or DIFFERENT.get(entry)
     expected, out.stock, known = attempt(partial(stock_hessian, sample.func, sample.inputs))
     report, out.error, _ = attempt(partial(hesse.explain, sample.func, sample.inputs))
     if report is not None:
@@ -87,10 +87,15 @@ def outcome(entry: str, sample: Sample) -> Outcome:
             out.error = out.error or error
             if attempt(partial(stock_hessian, sample.func, sample.inputs, **flags))[1] is None:
                 out.wrong.append(f"{mode}: {error}")
-        elif out.stock is not None:
-            out.wrong += beyond(mode, blocks, sample)
+            continue
+        if out.stock is not None:
+            wrong = beyond(mode, blocks, sample)
         else:
-            out.wrong += compare(mode, blocks, expected, sample, out)
+            wrong = compare(mode, blocks, expected, sample, out)
+        if wrong and convention:
+            out.convention = convention.reason
+            wrong = beyond(mode, blocks, sample) if convention.judged else []
+        out.wrong += wrong
     return out
 
 

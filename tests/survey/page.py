@@ -25,9 +25,10 @@ fails where a row is not what it finds.
 | that stock's loop can take | {stock:,} |
 | agreeing with it, by default, with `create_graph` and in forward mode | {agreeing:,} |
 | beyond stock, agreeing with central differences of the gradient | {beyond:,} |
-| beyond stock, by a convention (see below) | {special:,} |
+| that differ by a convention (see below) | {special:,} |
 | that neither can take | {neither:,} |
 | by native rules | {native_share:.1%} |
+| ops and modules all of whose samples are | {native_ops:,} |
 | of them without a dense tangent on the way | {structured_share:.1%} |
 
 **Beyond stock** ({beyond_count}): {beyond_names}.
@@ -112,7 +113,8 @@ def page(
     """All of docs/coverage.md."""
     every = [o for outcomes in found.values() for o in outcomes]
     can = [o for o in every if o.stock is None]
-    more = [o for o in every if o.stock is not None and o.error is None and not o.wrong]
+    right = [o for o in every if o.error is None and not o.wrong and not o.convention]
+    more = [o for o in right if o.stock is not None]
     refused = [o for o in every if o.error is not None]
     done = [o for o in every if o.error is None]
     native = [o for o in done if o.route in (Route.NATIVE, Route.DENSE)]
@@ -124,11 +126,12 @@ def page(
         entries=len(found),
         total=len(every),
         stock=len(can),
-        agreeing=sum(not o.wrong for o in can),
+        agreeing=len(right) - len(more),
         beyond=len(more),
         neither=len(refused),
-        special=sum(o.stock is not None for o in every) - len(more) - len(refused),
+        special=sum(o.convention is not None for o in every),
         native_share=len(native) / len(done),
+        native_ops=sum(all(o in native for o in outcomes) for outcomes in found.values()),
         structured_share=sum(o.route is Route.NATIVE for o in done) / len(done),
         beyond_count=len(names),
         beyond_names=", ".join(f"`{n}`" for n in names),
