@@ -11,6 +11,7 @@
 namespace torch::autograd::generated {
 struct AminmaxBackward0;  // not in 2.11
 struct LdexpBackward0;
+struct NarrowCopyBackward0;
 struct UpsampleLanczos2DAaBackward0;
 struct UpsampleLanczos2DAaBackwardBackward0;
 }  // namespace torch::autograd::generated
@@ -34,7 +35,9 @@ inline NodePtr share(Node& node) { return node.getptr(); }
 // Registers a rule for a node that older versions of torch do not have, or that saves nothing there.
 template <class N, class Register>
 void since_saved(Register add) {
-  if constexpr (requires(N& n) { n.self_; } || requires(N& n) { n.result_; }) add(std::type_identity<N>{});
+  constexpr bool saves =
+      requires(N& n) { n.self_; } || requires(N& n) { n.result_; } || requires(N& n) { n.self_sym_sizes; };
+  if constexpr (saves) add(std::type_identity<N>{});
 }
 
 }  // namespace hesse

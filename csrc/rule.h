@@ -29,7 +29,7 @@ struct Unsupported : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
-// A user's backward that the engine has to differentiate and cannot: an error, and no fallback, as plain
+// A backward that says of itself that it cannot be differentiated: an error, and no fallback, as plain
 // autograd may take what it does not see for zero.
 struct NotTwiceDifferentiable : Unsupported {
   using Unsupported::Unsupported;

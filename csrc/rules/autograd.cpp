@@ -38,13 +38,11 @@ namespace {
 using torch::autograd::variable_list;
 using Key = std::pair<Node*, uint32_t>;
 
-// What such a node of PyTorch's own means is for plain autograd to say: a constant gradient, or an error.
+// What such a node means is for plain autograd to say: a constant gradient (a user may detach one on
+// purpose), or an error.
 [[noreturn]] void not_twice_differentiable(const Node& node, const std::string& why) {
-  const std::string what = node.name() + " is not twice differentiable: " + why;
-  if (is_own(node)) throw Unsupported(what);
-  throw NotTwiceDifferentiable("hesse: " + what +
-                               ". Write its backward in differentiable operations, or give it a rule with "
-                               "hesse.register_rule.");
+  throw Unsupported(node.name() + " is not twice differentiable: " + why +
+                    " (hesse.register_rule can give it a rule)");
 }
 
 variable_list call(Node& node, variable_list grads) {
@@ -273,7 +271,10 @@ Tangents per_seed(const Tangents& in, const Body& body) {
 void refuse_once_differentiable(const Node& node, const std::vector<Node*>& nodes) {
   if (std::any_of(nodes.begin(), nodes.end(),
                   [](const Node* n) { return typeid(*n) == typeid(torch::autograd::Error); })) {
-    not_twice_differentiable(node, "its backward is marked once_differentiable");
+    throw NotTwiceDifferentiable("hesse: " + node.name() +
+                                 " is not twice differentiable: its backward is marked once_differentiable. "
+                                 "Write it in differentiable operations, or give it a rule with "
+                                 "hesse.register_rule.");
   }
 }
 

@@ -107,9 +107,11 @@ void views() {
       "SelectBackward0", [](auto& n, const Shape& shape) { return selected(n, shape); });
   strided_or_copied<gen::SliceBackward0, gen::SliceBackward0_copy>(
       "SliceBackward0", [](auto& n, const Shape& shape) { return sliced(n, shape); });
-  strided<gen::NarrowCopyBackward0>("NarrowCopyBackward0", [](auto& n, const Shape& shape) {
-    const int64_t dim = wrap(n.dim, shape), start = n.start.expect_int();
-    return sliced(shape, dim, start < 0 ? start + shape[dim] : start, n.length.expect_int());
+  since_saved<gen::NarrowCopyBackward0>([]<class N>(std::type_identity<N>) {
+    strided<N>("NarrowCopyBackward0", [](auto& n, const Shape& shape) {
+      const int64_t dim = wrap(n.dim, shape), start = n.start.expect_int();
+      return sliced(shape, dim, start < 0 ? start + shape[dim] : start, n.length.expect_int());
+    });
   });
   strided_or_copied<gen::UnfoldBackward0, gen::UnfoldBackward0_copy>(
       "UnfoldBackward0",

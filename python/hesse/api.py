@@ -64,8 +64,8 @@ def hessian(
         RuntimeError: ``The Tensor returned by the function given to hessian should contain a single
             element``, and the refusals of ``strict``. Also ``hesse: func calls a function that
             torch.compile has compiled ...``: call the function that was compiled; and ``hesse:
-            CubeBackward is not twice differentiable: ...``, of a custom Function whose backward
-            cannot be differentiated (stock may take its second derivative for zero).
+            CubeBackward is not twice differentiable: ...``, of a custom Function that is marked
+            ``once_differentiable`` (stock may take its second derivative for zero).
         ValueError: ``hesse.hessian: chunk_size must be None or a positive integer, got ...``
         FallbackError: the engine cannot take the call and :func:`hesse.fallback` is ``"error"``.
 
