@@ -7,7 +7,8 @@ from . import _match
 
 _match.load()
 
-from .api import explain, hessian  # noqa: E402  (the check above comes first)
+from . import testing  # noqa: E402  (the check above comes first)
+from .api import explain, hessian  # noqa: E402
 from .policy import FallbackError, FallbackWarning, fallback  # noqa: E402
 from .report import Report  # noqa: E402
 from .rules import Registration, register_rule  # noqa: E402
@@ -22,4 +23,5 @@ __all__ = [
     "fallback",
     "hessian",
     "register_rule",
+    "testing",
 ]
