@@ -1,6 +1,4 @@
-"""The public calls: look at the inputs, record ``func`` once, hand the graph to the engine.
-
-    inputs -> outer (stock's copies) -> inner (what func sees) -> y -> _C.linearize -> blocks
+"""``hessian`` and ``explain``: record ``func`` once, hand the graph to the engine, pack its blocks.
 
 Results, flags and errors follow ``torch.autograd.functional.hessian``, called "stock" throughout.
 """
@@ -10,22 +8,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor
-from torch.autograd import forward_ad
-from torch.nn import Parameter
-from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from . import _C, late, stock, transforms
 from . import strict as strict_mode
 from .policy import note
+from .record import check_output, elsewhere, functorch_active, plain, record
 from .report import Report
 from .stock import Blocks
-
-_functorch_level = torch._C._functorch.peek_interpreter_stack
-_dispatch_modes = torch._C._len_torch_dispatch_stack
-_tracing_state = torch._C._get_tracing_state
-_strided = torch.strided
 
 
 def hessian(
@@ -83,18 +73,18 @@ def hessian(
         _check_chunk_size(chunk_size)
     given = inputs if isinstance(inputs, tuple) else (inputs,)
     forward = outer_jacobian_strategy != "reverse-mode"
-    if forward or not _plain(given):
+    if forward or not plain(given):
         # Combinations that stock refuses before it runs func are refused by stock, in its words.
         refused = forward and (
             outer_jacobian_strategy != "forward-mode" or create_graph or strict or not vectorize
         )
         reason = None
-        if not refused and not _plain(given):
-            refused, reason = _elsewhere(given, vectorize)
+        if not refused and not plain(given):
+            refused, reason = elsewhere(given, vectorize)
         if reason is not None:
             note(reason)
-            if _functorch_level() is not None and not strict:
-                blocks = transforms.hessian(func, given, _check_output, chunk_size)
+            if functorch_active() and not strict:
+                blocks = transforms.hessian(func, given, check_output, chunk_size)
                 return _pack(_dtype_of_row(blocks, given) if forward else blocks, inputs, forward)
         if refused or reason is not None:
             return stock.hessian(
@@ -103,7 +93,7 @@ def hessian(
 
     # Stock's forward mode keeps the graph of its result whatever create_graph says.
     graph = create_graph or forward
-    outer, inner, y = _record(func, given, graph, strict)
+    outer, inner, y = record(func, given, graph, strict)
     gs: list[Tensor] = []
     if graph or strict:
         gs = stock.gradient(y, inner)
@@ -177,13 +167,13 @@ def explain(
     if chunk_size is not None:
         _check_chunk_size(chunk_size)
     given = inputs if isinstance(inputs, tuple) else (inputs,)
-    if not _plain(given):
-        refused, reason = _elsewhere(given, False)
+    if not plain(given):
+        refused, reason = elsewhere(given, False)
         if refused:
             stock.hessian(func, inputs, create_graph)
         if reason is not None:
             return Report(fallback=reason)
-    _, inner, y = _record(func, given, create_graph, False)
+    _, inner, y = record(func, given, create_graph)
     if y.is_leaf:
         return Report(output_bytes=sum(b.nbytes for bs in _zeros(given, False) for b in bs))
     try:
@@ -192,97 +182,6 @@ def explain(
     except _C.Unsupported as refusal:
         return Report(fallback=str(refusal))
     return Report.of(linearization.report(), sum(b.nbytes for bs in blocks for b in bs))
-
-
-def _plain(given: tuple[Tensor, ...]) -> bool:
-    """Whether nothing about the call needs a second look; most calls pass here and go on."""
-    if _functorch_level() is not None or _dispatch_modes() or forward_ad._current_level >= 0:
-        return False
-    if _tracing_state() is not None:
-        return False
-    for x in given:
-        kind = type(x)
-        if (
-            (kind is not Tensor and kind is not Parameter)
-            or x.layout is not _strided
-            or not x.is_floating_point()
-            or not (x.is_cpu or x.is_cuda)
-            or not x.numel()
-        ):
-            return False
-    return len(given) > 0
-
-
-def _elsewhere(given: tuple[Tensor, ...], vectorize: bool) -> tuple[bool, str | None]:
-    """The second look: does stock refuse these inputs, and if not, why does the engine.
-
-    Returns:
-        ``(True, None)`` for stock to refuse, ``(False, reason)`` for stock to compute,
-        ``(False, None)`` for the engine after all.
-    """
-    if not given or not all(isinstance(x, Tensor) for x in given):
-        return True, None
-    if not all(x.is_floating_point() or x.is_complex() for x in given):
-        return True, None
-    if not any(x.numel() for x in given) or not (vectorize or all(x.numel() for x in given)):
-        return True, None
-    if torch.compiler.is_compiling():
-        return False, "torch.compile is tracing it"
-    if _tracing_state() is not None:
-        return False, "torch.jit.trace is recording it"
-    if _functorch_level() is not None:
-        return False, "it is called inside a torch.func transform or vmap"
-    if forward_ad._current_level >= 0:
-        return False, "it is called inside torch.autograd.forward_ad.dual_level"
-    if _dispatch_modes():
-        mode = type(_get_current_dispatch_mode()).__name__
-        return False, f"a dispatch mode is active ({mode}), which the engine's kernels bypass"
-    for i, x in enumerate(given):
-        if type(x) is not Tensor and type(x) is not Parameter:
-            return False, f"input {i} is a {type(x).__name__}, a tensor subclass"
-        if x.is_complex():
-            return False, f"input {i} is complex ({x.dtype})"
-        if x.layout is not _strided:
-            return False, f"input {i} has layout {x.layout}"
-        if not (x.is_cpu or x.is_cuda):
-            return False, f"input {i} is on a {x.device.type} device"
-    return False, None
-
-
-def _record(
-    func: Callable[..., Tensor], given: tuple[Tensor, ...], graph: bool, strict: bool
-) -> tuple[list[Tensor], list[Tensor], Tensor]:
-    """Run ``func`` once on views of copies of the inputs, as stock does, and check what it returns.
-
-    The views keep ``func`` from meeting a leaf: it sees the same errors for in-place writes.
-    """
-    compiled = getattr(func, "_torchdynamo_orig_callable", None)
-    if compiled is not None:
-        # A region compiled with AOTAutograd records a first derivative and no second one.
-        func = getattr(func, "_orig_mod", compiled)
-    with torch.enable_grad():
-        outer = [
-            x.view_as(x) if graph and x.requires_grad else x.detach().requires_grad_()
-            for x in given
-        ]
-        inner = [x.view_as(x) for x in outer]
-        y = func(*inner)
-    if strict or type(y) is not Tensor or y.nelement() != 1 or y.is_complex():
-        _check_output(y, strict)
-    return outer, inner, y
-
-
-def _check_output(y: Any, strict: bool = False) -> None:
-    is_tuple, ys = stock.as_tuple(y, "outputs of the user-provided function", "hessian")
-    stock.check_requires_grad(ys, "outputs", strict=strict)
-    if is_tuple:
-        raise RuntimeError("The function given to hessian should return a single Tensor")
-    if y.nelement() != 1:
-        raise RuntimeError(
-            "The Tensor returned by the function given to hessian should contain a single element"
-        )
-    if y.is_complex() and y.requires_grad:
-        torch.autograd.grad(y, y)  # refuses, in torch's words
 
 
 def _check_chunk_size(chunk_size: object) -> None:

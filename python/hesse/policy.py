@@ -76,11 +76,12 @@ def fallback(policy: str) -> _Restore:
     return _Restore(previous)
 
 
-def note(reason: str, stacklevel: int = 3) -> None:
+def note(reason: str, name: str = "hessian", stacklevel: int = 3) -> None:
     """Act on a fallback that is about to happen, as the policy says.
 
     Args:
         reason: why the engine cannot take the call; one clause, no full stop.
+        name: of the public call.
         stacklevel: frames between here and the user's line, as for :func:`warnings.warn`.
 
     Raises:
@@ -89,13 +90,13 @@ def note(reason: str, stacklevel: int = 3) -> None:
     policy = _policy.get()
     if policy == "error":
         raise FallbackError(
-            f"hesse.hessian cannot use its engine: {reason}. "
+            f"hesse.{name} cannot use its engine: {reason}. "
             "hesse.fallback('warn') or hesse.fallback('silent') lets plain autograd do it."
         )
     if policy == "warn" and reason not in _warned:
         _warned.add(reason)
         warnings.warn(
-            f"hesse.hessian used plain autograd instead of its engine: {reason}. The result is "
+            f"hesse.{name} used plain autograd instead of its engine: {reason}. The result is "
             "the same, at autograd's speed. hesse.fallback('error') refuses such calls, "
             "hesse.fallback('silent') hides this message.",
             FallbackWarning,

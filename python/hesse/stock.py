@@ -186,3 +186,61 @@ def _batched(gs: Sequence[Tensor], outer: Sequence[Tensor], create_graph: bool) 
         [column[i].view(g.shape + x.shape) for column, x in zip(columns, outer, strict=True)]
         for i, g in enumerate(gs)
     ]
+
+
+class DoubleBackward:
+    """Plain autograd in the engine's place: the same answers, by differentiating the gradient.
+
+    It keeps the graph of ``y`` and of its gradient.
+    """
+
+    symmetric = False  # as far as one knows
+
+    def __init__(
+        self, y: Tensor, xs: Sequence[Tensor], create_graph: bool, reason: str = ""
+    ) -> None:
+        """Record the gradient of ``y`` (one element) by ``xs``."""
+        self.reason = reason
+        self._xs = tuple(xs)
+        self._create_graph = create_graph
+        self._gs = gradient(y, self._xs)
+
+    def gradient(self) -> list[Tensor | None]:
+        """Of the shapes of the inputs."""
+        return [g if self._create_graph else g.detach() for g in self._gs]
+
+    def hvp(self, dxs: Sequence[Tensor | None]) -> list[Tensor]:
+        """``H dx`` for each row: ``[K, *S]`` in (None: zero) and out, one loop over K."""
+        K = next((d.shape[0] for d in dxs if d is not None), 1)
+        products = [self._product([None if d is None else d[k] for d in dxs]) for k in range(K)]
+        return [torch.stack(column) for column in zip(*products, strict=True)]
+
+    def hessian(self, chunk_size: int | None, dtype_of_row: bool) -> Blocks:
+        """All blocks."""
+        blocks = rows(self._gs, self._xs, self._create_graph, False)
+        if not dtype_of_row:
+            return blocks
+        return [[b.to(x.dtype) for b in bs] for bs, x in zip(blocks, self._xs, strict=True)]
+
+    def report(self) -> dict[str, Any]:
+        """As the engine's."""
+        return {"fallback": self.reason, "user_ops": {}}
+
+    def _product(self, v: list[Tensor | None]) -> list[Tensor]:
+        # H v as the vector-Jacobian product of the gradient, like torch.autograd.functional.vhp.
+        live = [
+            (g, d) for g, d in zip(self._gs, v, strict=True) if g.requires_grad and d is not None
+        ]
+        parts: Row = (None,) * len(self._xs)
+        if live:
+            parts = torch.autograd.grad(
+                [g for g, _ in live],
+                self._xs,
+                [d for _, d in live],
+                retain_graph=True,
+                create_graph=self._create_graph,
+                allow_unused=True,
+            )
+        return [
+            torch.zeros_like(x) if p is None else p for p, x in zip(parts, self._xs, strict=True)
+        ]
