@@ -248,6 +248,9 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
       .def(
           "gradient", [](Handle& h) { return gradient(h.lin); }, release())
       .def(
+          "seed", [](Handle& h, const MaybeTensors& gys) { seed(h.lin, unwrap(gys)); }, py::arg("gys"),
+          release())
+      .def(
           "hessian",
           [](Handle& h, std::optional<int64_t> chunk_size, bool dtype_of_row) {
             h.report = HessianReport{};
