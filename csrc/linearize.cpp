@@ -117,6 +117,10 @@ void seed(Linearization& lin, std::vector<Tensor> seeds) {
   const LedgerScope scope(scratch);
   lin.seeds = std::move(seeds);
   for (auto& step : lin.adjoints) std::fill(step.begin(), step.end(), Tensor());
+  for (Local& local : lin.locals) {
+    local.bent.clear();
+    if (local.inner) local.inner->bent.clear();
+  }
   reverse(lin, [](const Slot& slot) { return slot.curved_below; }, /*keep=*/true);
 }
 

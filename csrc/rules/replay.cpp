@@ -15,7 +15,6 @@ namespace hesse {
 struct Replay {
   Linearization lin;
   std::vector<size_t> input, output;  // which of the op's the inputs and outputs of `lin` are
-  bool adjoints = false;              // known to `lin`
   // From push to curve: dx, and the tangents that it became. A curve that is asked for fewer seeds sweeps
   // anew.
   Tangents dx;
@@ -139,11 +138,9 @@ Tangents pull(Local& l, const Tangents& dgy) {
 
 Tangents both(Local& l, const std::vector<Tensor>& gy, const Tangents& dgy, const Tangents& dx) {
   Replay& r = *l.replay;
-  if (!r.adjoints) {
-    std::vector<Tensor> seeds;
-    for (size_t o : r.output) seeds.push_back(gy[o]);
-    seed(r.lin, std::move(seeds));
-    r.adjoints = true;
+  if (l.bent.empty()) {
+    for (size_t o : r.output) l.bent.push_back(gy[o]);
+    seed(r.lin, l.bent);
   }
   const bool known = r.dx.size() == dx.size() && std::equal(dx.begin(), dx.end(), r.dx.begin(),
                                                             [](auto& a, auto& b) { return same(a, b); });
