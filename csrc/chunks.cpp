@@ -125,8 +125,7 @@ void run_chunks(int64_t begin, int64_t total, const Chunks& chunks, SweepReport&
   int64_t chunk = chunks.size.value_or(std::max<int64_t>(total - begin, 1));
   if (chunks.most) chunk = std::min(chunk, *chunks.most);
   while (begin < total) {
-    const int64_t end =
-        std::min(chunks.cut ? chunks.cut(begin, chunk) : begin + chunk, total);
+    const int64_t end = std::min(chunks.cut ? chunks.cut(begin, chunk) : begin + chunk, total);
     const int64_t K = end - begin;
     ledger.budget_bytes = budget;
     ledger.piece_bytes = chunks.cached && !chunks.size && K >= 2 * kCacheSeeds ? kPieceBytes : 0;
@@ -135,16 +134,16 @@ void run_chunks(int64_t begin, int64_t total, const Chunks& chunks, SweepReport&
       sweep(begin, end);
     } catch (const ChunkTooLarge& e) {
       ledger = before;
-      if (K == 1) {
-        budget = 0;  // one seed is the least there is
+      if (K <= chunks.least) {
+        budget = 0;
       } else {
-        const int64_t least = ledger.piece_bytes ? kCacheSeeds : 1;
+        const int64_t least = std::min(K / 2, ledger.piece_bytes ? kCacheSeeds : int64_t{1});
         chunk = std::clamp<int64_t>(K * e.allowed_bytes / (2 * e.wanted_bytes), least, K / 2);
       }
       continue;
     } catch (const c10::Error& e) {
       ledger = before;
-      if (K == 1 || !is_out_of_memory(e)) throw;
+      if (K <= chunks.least || !is_out_of_memory(e)) throw;
       chunk = K / 2;
       continue;
     }

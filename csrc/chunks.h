@@ -29,10 +29,11 @@ Seeds identity(const Linearization& lin, const Layout& layout, int64_t begin, in
 // The same for any rows in any order: seed r is row rows[r].
 Seeds identity(const Linearization& lin, const Layout& layout, std::vector<int64_t> rows);
 
-// Sweeps `total` seeds, `size` at a time, or as many as the budget (and `most`) allows where it is not given.
+// Sweeps `total` seeds, `size` at a time, or as many as the budget allows where it is not given.
 struct Chunks {
   std::optional<int64_t> size;
   std::optional<int64_t> most;
+  int64_t least = 1;    // fits whatever it takes
   bool cached = false;  // small enough for the processor's cache
   // Where a chunk of about `size` seeds from `begin` on best ends; absent: there.
   std::function<int64_t(int64_t begin, int64_t size)> cut;

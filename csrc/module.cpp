@@ -1,6 +1,7 @@
 // The Python module hesse._C. Beside python_rule.cpp the only file that knows Python.
 #include "answers.h"
 #include "assemble.h"
+#include "batch.h"
 #include "kernels/combine.h"
 #include "kernels/mirror.h"
 #include "kernels/workspace.h"
@@ -239,6 +240,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   register_rules();
   forget_python_error = forget_error;
   py::register_exception<Unsupported>(m, "Unsupported", PyExc_RuntimeError);
+  py::register_exception<Mixed>(m, "Mixed", PyExc_RuntimeError);
   py::register_exception<NotTwiceDifferentiable>(m, "NotTwiceDifferentiable", PyExc_RuntimeError);
   m.attr("torch_version") = TORCH_VERSION;
   m.def("hide_rules", &hide_rules, py::arg("names"), "Lets the autograd rule stand in for these nodes.");
@@ -293,6 +295,12 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
           "diagonal", [](Handle& h) { return diagonal(h.lin, fresh(h)); }, release())
       .def(
           "lower_triangle", [](Handle& h) { return lower_triangle(h.lin, fresh(h)); }, release())
+      .def(
+          "batch_hessian",
+          [](Handle& h, const std::vector<std::vector<Tensor>>& gys, bool assume_separable) {
+            return (assume_separable ? assumed_batch_hessian : batch_hessian)(h.lin, gys, fresh(h));
+          },
+          py::arg("gys"), py::arg("assume_separable"), release())
       .def("report", &report_of);
   m.def(
       "linearize",

@@ -163,7 +163,7 @@ struct Course {
 // `meet` sees every curved step's tangents now.
 using Meet = std::function<void(size_t step, const Tangents& dx)>;
 void forward(Linearization& lin, Slots& slots, const Live& live, int64_t K, const Course* course,
-             const Meet& meet = {}) {
+             const Meet& meet = {}, const Watch& watch = {}) {
   const Graph& graph = lin.graph;
   std::vector<int> uses(graph.slots.size(), 0);
   for (const Step& step : graph.steps) {
@@ -185,11 +185,13 @@ void forward(Linearization& lin, Slots& slots, const Live& live, int64_t K, cons
         Tangents dy = step.rule->push(lin.locals[s], dx);
         for (size_t o = 0; o < dy.size(); ++o) {
           const int slot = step.out[o];
-          if (slot >= 0 && !dy[o].zero()) slots.set(slot, conform(std::move(dy[o]), graph.slots[slot]));
+          if (slot < 0 || dy[o].zero()) continue;
+          slots.set(slot, conform(std::move(dy[o]), graph.slots[slot]));
+          if (watch) watch(step, slot, slots[slot]);
         }
       }
     }
-    if (!course || (step.rule->curve && !meet)) continue;
+    if (!meet && (!course || step.rule->curve)) continue;
     for (int i : step.in) {
       if (i >= 0 && --uses[i] == 0) slots.release(i);
     }
@@ -387,28 +389,66 @@ std::vector<Tangent> sweep_hessian(Linearization& lin, int64_t K, std::vector<Ta
   return back(lin, slots, dg, live, K, /*with_curve=*/true, {}, Course(lin.graph, K, {}));
 }
 
-Tensor sweep_quadratic(Linearization& lin, int64_t K, int64_t n, const Seeds& seeds, const Check& check) {
-  const Graph& graph = lin.graph;
-  const Course course(graph, K, {});
-  std::vector<Tangent> dxs = empty_slots(graph, K);
+namespace {
+
+// What curve makes of dx at a step, as the sweep will add it; empty where no adjoint is.
+Tangents bend(Linearization& lin, size_t s, const Tangents& dx) {
+  const Step& step = lin.graph.steps[s];
+  const auto& gy = lin.adjoints[s];
+  if (std::none_of(gy.begin(), gy.end(), [](const Tensor& g) { return g.defined(); })) return {};
+  Tangents bent = step.rule->curve(lin.locals[s], gy, dx);
+  for (size_t i = 0; i < bent.size(); ++i) {
+    if (!bent[i].zero()) bent[i] = conform(std::move(bent[i]), lin.graph.slots[step.in[i]]);
+  }
+  return bent;
+}
+
+void add_inner(const Tensor& sum, const Tangents& bent, const Tangents& dx) {
+  for (size_t i = 0; i < bent.size(); ++i) {
+    if (!dx[i].zero() && !bent[i].zero()) add_inner(sum, bent[i], dx[i]);
+  }
+}
+
+Tensor no_sum(const Linearization& lin, int64_t K, int64_t n) {
+  return at::zeros({K / n, n, n}, lin.inputs[0].options().requires_grad(std::nullopt));
+}
+
+}  // namespace
+
+Tensor sweep_quadratic(Linearization& lin, int64_t K, int64_t n, const Seeds& seeds) {
+  const Course course(lin.graph, K, {});
+  std::vector<Tangent> dxs = empty_slots(lin.graph, K);
   seeds(dxs);
-  const Tensor sum = at::zeros({K / n, n, n}, lin.inputs[0].options().requires_grad(std::nullopt));
+  const Tensor sum = no_sum(lin, K, n);
   Live live;
   Slots slots(std::move(dxs), live);
-  forward(lin, slots, live, K, &course, [&](size_t s, const Tangents& dx) {
-    const Step& step = graph.steps[s];
-    const auto& gy = lin.adjoints[s];
-    if (std::none_of(gy.begin(), gy.end(), [](const Tensor& g) { return g.defined(); })) return;
-    Tangents bent = step.rule->curve(lin.locals[s], gy, dx);
-    for (size_t i = 0; i < bent.size(); ++i) {
-      if (!bent[i].zero()) bent[i] = conform(std::move(bent[i]), graph.slots[step.in[i]]);
-    }
-    if (check) check(s, dx, bent);
-    for (size_t i = 0; i < bent.size(); ++i) {
-      if (!dx[i].zero() && !bent[i].zero()) add_inner(sum, bent[i], dx[i]);
-    }
-  });
+  forward(lin, slots, live, K, &course,
+          [&](size_t s, const Tangents& dx) { add_inner(sum, bend(lin, s, dx), dx); });
   return sum;
+}
+
+std::vector<Tensor> sweep_quadratic(Linearization& lin, int64_t K, int64_t n, const Seeds& seeds,
+                                    std::vector<Seeding>& seedings, const Watch& watch) {
+  std::vector<Tangent> dxs = empty_slots(lin.graph, K);
+  seeds(dxs);
+  std::vector<Tensor> sums;
+  for (size_t m = 0; m < seedings.size(); ++m) sums.push_back(no_sum(lin, K, n));
+  Live live;
+  Slots slots(std::move(dxs), live);
+  auto meet = [&](size_t s, const Tangents& dx) {
+    const Step& step = lin.graph.steps[s];
+    for (size_t m = 0; m < seedings.size(); ++m) {
+      exchange(lin, seedings[m], s);
+      const Tangents bent = bend(lin, s, dx);
+      exchange(lin, seedings[m], s);
+      for (size_t i = 0; watch && i < bent.size(); ++i) {
+        if (!bent[i].zero()) watch(step, step.in[i], bent[i]);
+      }
+      add_inner(sums[m], bent, dx);
+    }
+  };
+  forward(lin, slots, live, K, nullptr, meet, watch);
+  return sums;
 }
 
 }  // namespace hesse

@@ -26,9 +26,13 @@ std::vector<Tangent> sweep_hessian(Linearization& lin, int64_t K, const Seeds& s
 std::vector<Tangent> sweep_hessian(Linearization& lin, int64_t K, std::vector<Tangent> kept,
                                    std::vector<Tangent> dgys);
 
+// Sees each tangent that a sweep makes: at a slot, by a step.
+using Watch = std::function<void(const Step& step, int slot, const Tangent& t)>;
 // dx' H dx for pairs of seeds within the same group of n, [K / n, n, n]: the curvature met on the way
-// forward, and no way back. `check` sees the tangents that meet at a step: dx, and what curve makes of them.
-using Check = std::function<void(size_t step, const Tangents& dx, const Tangents& bent)>;
-Tensor sweep_quadratic(Linearization& lin, int64_t K, int64_t n, const Seeds& seeds, const Check& check = {});
+// forward, and no way back. One for each of the seedings, all of the same tangents dx.
+std::vector<Tensor> sweep_quadratic(Linearization& lin, int64_t K, int64_t n, const Seeds& seeds,
+                                    std::vector<Seeding>& seedings, const Watch& watch = {});
+// The same for the adjoints that `lin` has.
+Tensor sweep_quadratic(Linearization& lin, int64_t K, int64_t n, const Seeds& seeds);
 
 }  // namespace hesse

@@ -40,8 +40,7 @@ void pack_lower(const at::Tensor& packed, const at::Tensor& m, int64_t row, int6
     const at::Tensor c = at::arange(column, column + m.size(1), places);
     const at::Tensor lower = c <= r;
     const at::Tensor index = at::where(lower, at::floor_divide(r * (r + 1), 2) + c, at::zeros({}, places));
-    packed.index_add_(0, index.reshape({-1}),
-                      at::where(lower, m, at::zeros({}, m.options())).reshape({-1}));
+    packed.index_add_(0, index.reshape({-1}), at::where(lower, m, at::zeros({}, m.options())).reshape({-1}));
     return;
   }
   switch (m.element_size()) {
