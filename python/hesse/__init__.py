@@ -12,6 +12,7 @@ from .api import explain, hessian  # noqa: E402
 from .policy import FallbackError, FallbackWarning, fallback  # noqa: E402
 from .report import Report  # noqa: E402
 from .rules import Registration, register_rule  # noqa: E402
+from .trees import flatten, flatten_blocks, unflatten, unflatten_blocks  # noqa: E402
 
 __version__ = "0.1.0"
 __all__ = [
@@ -21,7 +22,11 @@ __all__ = [
     "Report",
     "explain",
     "fallback",
+    "flatten",
+    "flatten_blocks",
     "hessian",
     "register_rule",
     "testing",
+    "unflatten",
+    "unflatten_blocks",
 ]
