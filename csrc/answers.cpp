@@ -31,6 +31,12 @@ Seeds directions(const Linearization& lin, const MaybeTensors& dxs, int64_t begi
   };
 }
 
+std::vector<Tensor> dense_rows(const std::vector<Tangent>& tangents) {
+  std::vector<Tensor> rows;
+  for (const Tangent& t : tangents) rows.push_back(dense(t));
+  return rows;
+}
+
 Tensor new_rows(const Linearization& lin, size_t i, int64_t K) {
   Shape size{K};
   size.append(lin.inputs[i].sizes().begin(), lin.inputs[i].sizes().end());
@@ -72,6 +78,28 @@ class Rows {
 };
 
 }  // namespace
+
+std::vector<Tensor> push(Linearization& lin, const MaybeTensors& dxs, SweepReport& report) {
+  const Recording recording(lin.create_graph);
+  const LedgerScope scope(report.ledger);
+  const int64_t K = seeds_of(dxs);
+  auto seeds = [&](std::vector<Tangent>& slots) {
+    for (size_t i = 0; i < dxs.size(); ++i) {
+      const int slot = lin.graph.inputs[i];
+      if (slot >= 0 && dxs[i]) accumulate(slots[slot], from_dense(*dxs[i], K));
+    }
+  };
+  return dense_rows(sweep_forward(lin, K, seeds));
+}
+
+std::vector<Tensor> pull(Linearization& lin, const MaybeTensors& dgys, SweepReport& report) {
+  const Recording recording(lin.create_graph);
+  const LedgerScope scope(report.ledger);
+  const int64_t K = seeds_of(dgys);
+  std::vector<Tangent> seeds;
+  for (const auto& dgy : dgys) seeds.push_back(dgy ? from_dense(*dgy, K) : Tangent());
+  return dense_rows(sweep_back(lin, K, std::move(seeds)));
+}
 
 std::vector<Tensor> products(Linearization& lin, const MaybeTensors& dxs, SweepReport& report) {
   const Recording recording(lin.create_graph);

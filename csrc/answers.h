@@ -8,6 +8,9 @@ namespace hesse {
 
 using MaybeTensors = std::vector<std::optional<Tensor>>;
 
+// J dx, [K, *S] per output, and J' dgy, per input.
+std::vector<Tensor> push(Linearization& lin, const MaybeTensors& dxs, SweepReport& report);
+std::vector<Tensor> pull(Linearization& lin, const MaybeTensors& dgys, SweepReport& report);
 // H dx for each of the directions: rows [K, *S] per input in (none: zero) and out. Where the graph is not
 // symmetric it is dx' H.
 std::vector<Tensor> products(Linearization& lin, const MaybeTensors& dxs, SweepReport& report);

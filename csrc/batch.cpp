@@ -13,9 +13,7 @@ namespace {
 struct Owner {
   struct Along {
     int64_t axis, step, samples;
-    bool operator==(const Along& o) const {
-      return axis == o.axis && step == o.step && samples == o.samples;
-    }
+    bool operator==(const Along& o) const { return axis == o.axis && step == o.step && samples == o.samples; }
   };
   c10::SmallVector<Along, 2> along;
   int64_t shift = 0;
@@ -88,8 +86,9 @@ class Proof {
   }
   // Seeds count from sample `first` on.
   void check(const Step& step, int slot, const Tangent& t, int64_t first) {
-    const bool summed = !lin_.graph.slots[slot].curved_above &&
-                        std::none_of(lin_.outputs.begin(), lin_.outputs.end(), [](const Tensor& y) { return y.dim() > 0; });
+    const bool summed =
+        !lin_.graph.slots[slot].curved_above &&
+        std::none_of(lin_.outputs.begin(), lin_.outputs.end(), [](const Tensor& y) { return y.dim() > 0; });
     if (summed) return;
     for (const Term& term : t.terms) {
       auto claims = claims_of(term, t.shape, n_);
@@ -164,8 +163,9 @@ std::vector<Tensor> batch_hessian(Linearization& lin, const std::vector<std::vec
   std::vector<std::vector<Tensor>> parts(seeds.size());
   auto sweep = [&](int64_t begin, int64_t end) {
     const int64_t first = begin / samples.n, count = (end - begin) / samples.n;
-    return sweep_quadratic(lin, end - begin, samples.n, of_samples(lin, samples, first, count), seedings,
-                           [&](const Step& step, int slot, const Tangent& t) { proof.check(step, slot, t, first); });
+    return sweep_quadratic(
+        lin, end - begin, samples.n, of_samples(lin, samples, first, count), seedings,
+        [&](const Step& step, int slot, const Tangent& t) { proof.check(step, slot, t, first); });
   };
   Chunks chunks;
   chunks.cached = lin.inputs[0].is_cpu();
@@ -213,13 +213,14 @@ std::vector<Tensor> assumed_batch_hessian(Linearization& lin, const std::vector<
     };
     Chunks chunks;
     chunks.cached = lin.inputs[0].is_cpu();
-    in_chunks(0, samples.n, chunks, report, sweep, [&](std::vector<Tangent> rows, int64_t begin, int64_t end) {
-      std::vector<Tensor> columns;  // [K, B, n_j]
-      for (size_t j = 0; j < rows.size(); ++j) {
-        columns.push_back(dense(rows[j]).reshape({end - begin, samples.B, samples.size[j]}));
-      }
-      parts.push_back(at::cat(columns, 2).transpose(0, 1));
-    });
+    in_chunks(0, samples.n, chunks, report, sweep,
+              [&](std::vector<Tangent> rows, int64_t begin, int64_t end) {
+                std::vector<Tensor> columns;  // [K, B, n_j]
+                for (size_t j = 0; j < rows.size(); ++j) {
+                  columns.push_back(dense(rows[j]).reshape({end - begin, samples.B, samples.size[j]}));
+                }
+                parts.push_back(at::cat(columns, 2).transpose(0, 1));
+              });
     result.push_back(parts.size() == 1 ? parts[0].contiguous() : at::cat(parts, 1));
   }
   return result;

@@ -10,8 +10,8 @@ struct Mixed : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
-// For each seeding of the outputs ([B, ...] or a sum over samples), the Hessian by each sample's own elements,
-// [B, n, n], of inputs that have the samples first: [B, ...], n elements of all inputs together.
+// For each seeding of the outputs ([B, ...] or a sum over samples), the Hessian by each sample's own
+// elements, [B, n, n], of inputs that have the samples first: [B, ...], n elements of all inputs together.
 //
 // That samples do not meet is proved on the way: seeds of a sample are tied to it, and wherever tangents are
 // used the ties still say whose each place is. Else Mixed says by which step they were lost.

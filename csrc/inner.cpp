@@ -236,12 +236,16 @@ void add_sum(const Tensor& out, const Meeting& m, const Sum& sum) {
 // Nothing where the two terms are not placed alike.
 std::optional<Meeting> meeting(const Term& a, const Term& b, c10::IntArrayRef shape, int64_t n) {
   Meeting m{a, b, {}, {}, {}, false};
+  squeeze(m.a);
+  squeeze(m.b);
   if (a.indexed() || b.indexed() || !by_groups(m.a, n) || !by_groups(m.b, n)) return std::nullopt;
   if (!place(m.a, shape, m.at_a) || !place(m.b, shape, m.at_b)) return std::nullopt;
   for (size_t axis = 0; axis < shape.size(); ++axis) {
     if (!meet_along(m, static_cast<int64_t>(axis), shape)) return std::nullopt;
     if (m.empty) return m;
   }
+  squeeze(m.a);
+  squeeze(m.b);
   if (!by_groups(m.a, n) || !by_groups(m.b, n) || !place(m.a, shape, m.at_a) || !place(m.b, shape, m.at_b))
     return std::nullopt;
   if (!spell(m, n)) return std::nullopt;

@@ -2,6 +2,7 @@
 #include "answers.h"
 #include "assemble.h"
 #include "batch.h"
+#include "inner.h"
 #include "kernels/combine.h"
 #include "kernels/mirror.h"
 #include "kernels/workspace.h"
@@ -15,6 +16,7 @@
 #include <pybind11/stl.h>
 
 #include <map>
+#include <mutex>
 
 namespace py = pybind11;
 
@@ -24,38 +26,25 @@ namespace {
 
 // A linearization in Python's hands, with what its last sweep cost.
 struct Handle {
+  explicit Handle(Linearization l) : lin(std::move(l)) {}
   Linearization lin;
   SweepReport report;
+  std::mutex busy;  // rules keep what they derive in `lin`
 };
 
-SweepReport& fresh(Handle& h) { return h.report = SweepReport{}; }
+// One question at a time, each with a report of its own.
+template <class Answer>
+auto ask(Handle& h, Answer answer) {
+  const std::scoped_lock lock(h.busy);
+  check_unchanged(h.lin);
+  h.report = SweepReport{};
+  return answer(h.lin, h.report);
+}
 
 std::vector<Tensor> unwrap(const MaybeTensors& list) {
   std::vector<Tensor> out;
   for (const auto& t : list) out.push_back(t.value_or(Tensor()));
   return out;
-}
-
-int64_t rows_of(const MaybeTensors& list) {
-  for (const auto& t : list) {
-    if (t) return t->size(0);
-  }
-  return 1;
-}
-
-std::vector<Tensor> dense_rows(const std::vector<Tangent>& tangents) {
-  std::vector<Tensor> out;
-  for (const Tangent& t : tangents) out.push_back(dense(t));
-  return out;
-}
-
-Seeds directions(const Linearization& lin, const MaybeTensors& dxs, int64_t K) {
-  return [&lin, &dxs, K](std::vector<Tangent>& slots) {
-    for (size_t i = 0; i < dxs.size(); ++i) {
-      const int slot = lin.graph.inputs[i];
-      if (slot >= 0 && dxs[i]) accumulate(slots[slot], from_dense(*dxs[i], K));
-    }
-  };
 }
 
 py::dict report_of(const Handle& h) {
@@ -219,6 +208,12 @@ void bind_tangent(py::module_& m) {
              accumulate(sum, other);
              return sum;
            })
+      .def("inner",
+           [](const Tangent& t, const Tangent& other, int64_t n) {
+             const Tensor out = at::zeros({t.K / n, n, n}, t.options);
+             add_inner(out, t, other);
+             return out;
+           })
       .def("restrict_seeds", [](const Tangent& t, int64_t k_end) {
         Tangent r = t;
         restrict_seeds(r, k_end);
@@ -249,69 +244,91 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   using release = py::call_guard<py::gil_scoped_release>;
   py::class_<Handle>(m, "Linearization")
       .def(
-          "gradient", [](Handle& h) { return gradient(h.lin); }, release())
-      .def(
-          "seed", [](Handle& h, const MaybeTensors& gys) { seed(h.lin, unwrap(gys)); }, py::arg("gys"),
+          "gradient",
+          [](Handle& h) {
+            return ask(h,
+                       [](auto& lin, auto&) { return lin.gradient.empty() ? gradient(lin) : lin.gradient; });
+          },
           release())
+      .def(
+          "seed",
+          [](Handle& h, const MaybeTensors& gys) {
+            ask(h, [&](auto& lin, auto&) { seed(lin, unwrap(gys)); });
+          },
+          py::arg("gys"), release())
       .def(
           "hessian",
           [](Handle& h, std::optional<int64_t> chunk_size, bool dtype_of_row) {
-            return hessian(h.lin, {chunk_size, dtype_of_row}, fresh(h));
+            return ask(
+                h, [&](auto& lin, auto& report) { return hessian(lin, {chunk_size, dtype_of_row}, report); });
           },
           py::arg("chunk_size"), py::arg("dtype_of_row"), release())
       .def(
           "push",
           [](Handle& h, const MaybeTensors& dxs) {
-            const Recording recording(h.lin.create_graph);
-            const LedgerScope scope(h.report.ledger);
-            const int64_t K = rows_of(dxs);
-            return dense_rows(sweep_forward(h.lin, K, directions(h.lin, dxs, K)));
+            return ask(h, [&](auto& lin, auto& report) { return push(lin, dxs, report); });
           },
           release())
       .def(
           "pull",
           [](Handle& h, const MaybeTensors& dgys) {
-            const Recording recording(h.lin.create_graph);
-            const LedgerScope scope(h.report.ledger);
-            const int64_t K = rows_of(dgys);
-            std::vector<Tangent> seeds;
-            for (size_t o = 0; o < dgys.size(); ++o) {
-              seeds.push_back(dgys[o] ? from_dense(*dgys[o], K) : Tangent());
-            }
-            return dense_rows(sweep_back(h.lin, K, std::move(seeds)));
+            return ask(h, [&](auto& lin, auto& report) { return pull(lin, dgys, report); });
           },
           release())
       .def(
-          "hvp", [](Handle& h, const MaybeTensors& dxs) { return products(h.lin, dxs, fresh(h)); }, release())
-      .def(
-          "quadratic", [](Handle& h, const MaybeTensors& dxs) { return quadratic(h.lin, dxs, fresh(h)); },
+          "hvp",
+          [](Handle& h, const MaybeTensors& dxs) {
+            return ask(h, [&](auto& lin, auto& report) { return products(lin, dxs, report); });
+          },
           release())
       .def(
-          "rows", [](Handle& h, const std::vector<int64_t>& index) { return rows(h.lin, index, fresh(h)); },
+          "quadratic",
+          [](Handle& h, const MaybeTensors& dxs) {
+            return ask(h, [&](auto& lin, auto& report) { return quadratic(lin, dxs, report); });
+          },
           release())
       .def(
-          "block", [](Handle& h, size_t i, size_t j) { return block(h.lin, i, j, fresh(h)); }, release())
+          "rows",
+          [](Handle& h, const std::vector<int64_t>& index) {
+            return ask(h, [&](auto& lin, auto& report) { return rows(lin, index, report); });
+          },
+          release())
       .def(
-          "diagonal", [](Handle& h) { return diagonal(h.lin, fresh(h)); }, release())
+          "block",
+          [](Handle& h, size_t i, size_t j) {
+            return ask(h, [&](auto& lin, auto& report) { return block(lin, i, j, report); });
+          },
+          release())
       .def(
-          "lower_triangle", [](Handle& h) { return lower_triangle(h.lin, fresh(h)); }, release())
+          "diagonal",
+          [](Handle& h) { return ask(h, [](auto& lin, auto& report) { return diagonal(lin, report); }); },
+          release())
+      .def(
+          "lower_triangle",
+          [](Handle& h) {
+            return ask(h, [](auto& lin, auto& report) { return lower_triangle(lin, report); });
+          },
+          release())
       .def(
           "batch_hessian",
           [](Handle& h, const std::vector<std::vector<Tensor>>& gys, bool assume_separable) {
-            return (assume_separable ? assumed_batch_hessian : batch_hessian)(h.lin, gys, fresh(h));
+            return ask(h, [&](auto& lin, auto& report) {
+              return (assume_separable ? assumed_batch_hessian : batch_hessian)(lin, gys, report);
+            });
           },
           py::arg("gys"), py::arg("assume_separable"), release())
+      .def_property_readonly("symmetric", [](const Handle& h) { return h.lin.graph.symmetric; })
       .def("report", &report_of);
   m.def(
       "linearize",
       [](std::vector<Tensor> outputs, std::vector<Tensor> inputs, const std::optional<MaybeTensors>& gys,
-         bool create_graph) {
-        return std::make_unique<Handle>(
-            Handle{linearize(std::move(outputs), std::move(inputs),
-                             gys ? unwrap(*gys) : std::vector<Tensor>(), create_graph),
-                   {}});
+         bool create_graph, bool keep) {
+        return std::make_unique<Handle>(linearize(std::move(outputs), std::move(inputs),
+                                                  gys ? unwrap(*gys) : std::vector<Tensor>(), create_graph,
+                                                  keep));
       },
-      py::arg("outputs"), py::arg("inputs"), py::arg("gys"), py::arg("create_graph"), release());
+      py::arg("outputs"), py::arg("inputs"), py::arg("gys"), py::arg("create_graph"), py::arg("keep") = false,
+      release());
   bind_user_rules(m);
   bind_tangent(m);
   bind_kernels(m);

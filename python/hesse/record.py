@@ -129,7 +129,13 @@ def functorch_active() -> bool:
 
 
 def engine(
-    y: Tensor, inner: Sequence[Tensor], create_graph: bool, name: str, stacklevel: int = 4
+    y: Tensor,
+    inner: Sequence[Tensor],
+    create_graph: bool,
+    name: str,
+    stacklevel: int = 4,
+    *,
+    keep: bool = False,
 ) -> Engine:
     """What answers for the graph that ``func`` recorded.
 
@@ -139,9 +145,11 @@ def engine(
         create_graph: whether answers can be differentiated again.
         name: of the public call, for the words of a fallback.
         stacklevel: frames between here and the user's line.
+        keep: it is for many questions: the gradient comes with it, and tensors that it reads and
+            that are changed in place later are an error.
     """
     try:
-        return _C.linearize([y], list(inner), None, create_graph)
+        return _C.linearize([y], list(inner), None, create_graph, keep)
     except _C.Unsupported as refusal:
         note(str(refusal), name, stacklevel)
         return stock.DoubleBackward(y, inner, create_graph, str(refusal))
