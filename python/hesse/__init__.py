@@ -10,6 +10,7 @@ _match.load()
 from . import testing  # noqa: E402  (the check above comes first)
 from .api import explain, hessian  # noqa: E402
 from .policy import FallbackError, FallbackWarning, fallback  # noqa: E402
+from .products import hvp, vhp  # noqa: E402
 from .report import Report  # noqa: E402
 from .rules import Registration, register_rule  # noqa: E402
 
@@ -22,6 +23,8 @@ __all__ = [
     "explain",
     "fallback",
     "hessian",
+    "hvp",
     "register_rule",
     "testing",
+    "vhp",
 ]
