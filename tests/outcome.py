@@ -70,12 +70,12 @@ def assert_close(got, want, tol=None):
     torch.testing.assert_close(got, want, rtol=tol, atol=tol * max(scale, 1.0), equal_nan=True)
 
 
-def assert_same(got, want):
+def assert_same(got, want, tol=None):
     """The same error in the same words, or the same result."""
     assert got.error == want.error
     assert got.layout == want.layout
     assert got.describe() == want.describe()
     # Among mixed dtypes, which block passes through the coarsest one depends on the route.
-    tol = max((tolerance(b.dtype) for b in want.blocks), default=None)
+    tol = tol or max((tolerance(b.dtype) for b in want.blocks), default=None)
     for a, b in zip(got.blocks, want.blocks, strict=True):
         assert_close(a, b, tol)

@@ -12,6 +12,7 @@ from .api import explain, hessian  # noqa: E402
 from .batch import SeparabilityError, batch_hessian  # noqa: E402
 from .operator import HessianOperator, linearize, value_grad_hessian  # noqa: E402
 from .policy import FallbackError, FallbackWarning, fallback  # noqa: E402
+from .products import hvp, vhp  # noqa: E402
 from .report import Report  # noqa: E402
 from .rules import Registration, register_rule  # noqa: E402
 from .trees import flatten, flatten_blocks, unflatten, unflatten_blocks  # noqa: E402
@@ -30,10 +31,12 @@ __all__ = [
     "flatten",
     "flatten_blocks",
     "hessian",
+    "hvp",
     "linearize",
     "register_rule",
     "testing",
     "unflatten",
     "unflatten_blocks",
     "value_grad_hessian",
+    "vhp",
 ]

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from . import record, stock, trees
+from . import _C, record, stock, trees
 from .policy import note
+from .products import by_autograd
 from .report import Report
 
 if TYPE_CHECKING:
@@ -127,7 +128,7 @@ def open_engine(
 
 
 class HessianOperator:
-    """The Hessian H of a scalar function at a point, as a linear operator; symmetric.
+    """The Hessian H of a scalar function at a point, as a linear operator.
 
     Made by :func:`hesse.linearize`. No method runs the function again, and none forms H but those
     that return it. A direction ``v`` may be flat, ``[N]`` or ``[N, K]`` for K at once, or a tree
@@ -148,6 +149,7 @@ class HessianOperator:
     ) -> None:
         """Made by :func:`hesse.linearize`."""
         self.value = y if create_graph else y.detach()
+        self._y = y
         self._leaves = inner
         self._structure = structure
         self._engine = engine
@@ -234,8 +236,9 @@ class HessianOperator:
         """Multiply directions with H: ``v' H`` for ``[N]``, ``V' H`` for ``[K, N]``."""
         if not isinstance(v, Tensor):
             return NotImplemented
-        op = self.T
-        return op @ v if v.ndim == 1 else (op @ v.T).T
+        rows, layout = self._rows(v if v.ndim == 1 else v.T)
+        product = layout(self._ask(lambda engine: engine.hvp(rows)))  # v' H, symmetric or not
+        return product if v.ndim == 1 else product.T
 
     def matvec(self, v: Tensor) -> Tensor:
         """``H v`` of one flat direction: ``[N]`` to ``[N]``."""
@@ -263,7 +266,7 @@ class HessianOperator:
             >>> assert op.quadratic(torch.tensor([1.0, 2.0])) == 30
         """
         rows, layout = self._rows(v)
-        form = self._engine.quadratic(rows)
+        form: Tensor = self._ask(lambda engine: engine.quadratic(rows))
         return form if layout.several else form.reshape(())
 
     def to_scipy(self) -> LinearOperator:
@@ -309,9 +312,9 @@ class HessianOperator:
         """Return H as one matrix, ``[N, N]``; the inputs share a dtype and a device."""
         N = self.shape[0]
         if len(self._leaves) == 1:
-            return self._engine.hessian(None, False)[0][0].view(N, N)
+            return self._blocks()[0][0].view(N, N)
         self._check_flat()
-        blocks = self._engine.hessian(None, False)
+        blocks = self._blocks()
         return torch.cat(
             [
                 torch.cat([b.reshape(n, m) for b, m in zip(row, self._sizes, strict=True)], 1)
@@ -321,7 +324,7 @@ class HessianOperator:
 
     def blocks(self) -> Any:
         """Return H as a tree of trees: at leaves i and j a block of shape ``S_i + S_j``."""
-        return self._structure.blocks(self._engine.hessian(None, False))
+        return self._structure.blocks(self._blocks())
 
     def block(self, i: int | str, j: int | str) -> Tensor:
         """Compute the block of two inputs, and no more than that takes.
@@ -337,11 +340,13 @@ class HessianOperator:
         Raises:
             IndexError: ``hesse.linearize: there is no input 3: ...``
         """
-        return self._engine.block(self._place(i), self._place(j))
+        at = self._place(i), self._place(j)
+        block: Tensor = self._ask(lambda engine: engine.block(*at))
+        return block
 
     def block_diagonal(self) -> Any:
         """Compute the block of each input with itself: a tree like the inputs, ``S + S`` each."""
-        return self._structure.build([self._engine.block(i, i) for i in range(len(self._leaves))])
+        return self._structure.build([self.block(i, i) for i in range(len(self._leaves))])
 
     def rows(self, index: int | slice | Sequence[int] | Tensor) -> Tensor:
         """Compute some rows of H, and no more than these.
@@ -364,7 +369,7 @@ class HessianOperator:
         """
         self._check_flat()
         chosen = self._index(index)
-        parts = self._engine.rows(chosen)
+        parts = self._ask(lambda engine: engine.rows(chosen))
         R = len(chosen)
         flat = [p.reshape(R, n) for p, n in zip(parts, self._sizes, strict=True)]
         matrix = flat[0] if len(flat) == 1 else torch.cat(flat, 1)
@@ -379,12 +384,12 @@ class HessianOperator:
         Returns:
             A tree like the inputs, of their shapes.
         """
-        return self._structure.build(self._engine.diagonal())
+        return self._structure.build(self._diagonal())
 
     def trace(self) -> Tensor:
         """Compute the sum of the diagonal: a 0-d tensor; the inputs share a device."""
         self._shared("device", [x.device for x in self._leaves])
-        return torch.stack([d.sum() for d in self._engine.diagonal()]).sum()
+        return torch.stack([d.sum() for d in self._diagonal()]).sum()
 
     def lower_triangle(self) -> Tensor:
         """Compute ``H[r, c]`` for ``c <= r``, row by row in one vector, on the device.
@@ -394,12 +399,35 @@ class HessianOperator:
             solvers take it; H itself is not formed.
         """
         self._check_flat()
-        return self._engine.lower_triangle()
+        packed: Tensor = self._ask(lambda engine: engine.lower_triangle())
+        return packed
 
     # ---- layouts ---------------------------------------------------------------------------------
 
+    def _ask(self, question: Callable[[record.Engine], Any]) -> Any:
+        """The engine's answer, or that of plain autograd where it turns out not to have one."""
+        try:
+            return question(self._engine)
+        except _C.Unsupported as refusal:
+            note(str(refusal), "linearize", 4)
+            self._engine = stock.DoubleBackward(
+                self._y, self._leaves, self._create_graph, str(refusal)
+            )
+            return question(self._engine)
+
+    def _blocks(self) -> stock.Blocks:
+        blocks: stock.Blocks = self._ask(lambda engine: engine.hessian(None, False))
+        return blocks
+
+    def _diagonal(self) -> list[Tensor]:
+        diagonal: list[Tensor] = self._ask(lambda engine: engine.diagonal())
+        return diagonal
+
     def _products(self, rows: list[Tensor]) -> list[Tensor]:
-        return self._engine.hvp(rows)
+        if self._engine.symmetric:
+            products: list[Tensor] = self._ask(lambda engine: engine.hvp(rows))
+            return products
+        return by_autograd("hvp", self._y, self._leaves, rows, self._create_graph)
 
     def _flat_product(self, v: Tensor, axes: int) -> Tensor:
         if not isinstance(v, Tensor) or v.ndim != axes or v.shape[0] != self.shape[0]:

@@ -88,10 +88,12 @@ def record(
     graph: bool,
     strict: bool = False,
     name: str = "hessian",
+    views: bool = True,
 ) -> tuple[list[Tensor], list[Tensor], Tensor]:
-    """Run ``func`` once on views of copies of the inputs, as stock does, and check what it returns.
+    """Run ``func`` once on copies of the inputs, as stock does, and check what it returns.
 
-    The views keep ``func`` from meeting a leaf: it sees the same errors for in-place writes.
+    Stock's ``hessian`` shows it views of them (``views``), so that it does not meet a leaf, its
+    ``hvp`` and ``vhp`` the copies: it sees the same errors for in-place writes.
     """
     compiled = getattr(func, "_torchdynamo_orig_callable", None)
     if compiled is not None:
@@ -102,7 +104,7 @@ def record(
             x.view_as(x) if graph and x.requires_grad else x.detach().requires_grad_()
             for x in given
         ]
-        inner = [x.view_as(x) for x in outer]
+        inner = [x.view_as(x) for x in outer] if views else outer
         y = func(*inner)
     if strict or type(y) is not Tensor or y.nelement() != 1 or y.is_complex():
         check_output(y, strict, name)

@@ -1,16 +1,17 @@
-"""Inside ``torch.func`` transforms, where only transforms compose: the Hessian as ``jacrev`` twice.
+"""Inside ``torch.func`` transforms, where only transforms compose: ``jacrev`` twice, ``vjp`` twice.
 
-Stock's function refuses most of these calls. The engine cannot take them either: the graph of an
+Stock's functions refuse most of these calls. The engine cannot take them either: the graph of an
 outer level is hidden from it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
-from torch.func import jacrev
+from torch.func import grad, jacrev, vjp
 
 from .stock import Blocks
 
@@ -42,3 +43,37 @@ def hessian(
     gradient = jacrev(scalar, argnums=every)
     rows = jacrev(gradient, argnums=every, chunk_size=chunk_size)(*given)
     return [list(row) for row in rows]
+
+
+def product(
+    func: Callable[..., Tensor],
+    given: tuple[Tensor, ...],
+    rows: Sequence[Tensor],
+    check_output: Callable[[Any], None],
+    transpose: bool,
+) -> tuple[Tensor, list[Tensor]]:
+    """``v' H``, or ``H v`` as its transpose, at the innermost level, for each row.
+
+    Args:
+        func: returns one element, of any shape.
+        given: the inputs, of shape ``S`` each.
+        rows: the directions, ``[K, *S]`` each.
+        check_output: raises when ``func`` returns something else.
+        transpose: ``H v``.
+
+    Returns:
+        The value of ``func`` and the products, ``[K, *S]`` each.
+    """
+
+    def scalar(*xs: Tensor) -> tuple[Tensor, Tensor]:
+        y = func(*xs)
+        check_output(y)
+        return y.squeeze(), y
+
+    gradient = grad(scalar, argnums=tuple(range(len(given))), has_aux=True)
+    rows_by: Callable[..., tuple[Tensor, ...]]
+    _, rows_by, y = vjp(gradient, *given, has_aux=True)  # type: ignore[misc]  # of has_aux
+    by = rows_by
+    if transpose:  # of what is linear in its direction
+        _, by = vjp(lambda *v: rows_by(v), *(torch.zeros_like(x) for x in given))  # type: ignore[misc]
+    return y, list(torch.vmap(lambda *v: by(v))(*rows))
