@@ -9,6 +9,7 @@ _match.load()
 
 from . import func, testing  # noqa: E402  (the check above comes first)
 from .api import explain, hessian  # noqa: E402
+from .modules import functional, module_hessian  # noqa: E402
 from .policy import FallbackError, FallbackWarning, fallback  # noqa: E402
 from .report import Report  # noqa: E402
 from .rules import Registration, register_rule  # noqa: E402
@@ -25,7 +26,9 @@ __all__ = [
     "flatten",
     "flatten_blocks",
     "func",
+    "functional",
     "hessian",
+    "module_hessian",
     "register_rule",
     "testing",
     "unflatten",
