@@ -6,6 +6,7 @@ from collections import namedtuple
 import pytest
 import torch
 from outcome import assert_close
+from outcome import assert_trees_close as same
 from torch.func import functional_call, jacfwd, jacrev
 from torch.func import hessian as stock
 from torch.nn import functional as F
@@ -21,12 +22,6 @@ Pair = namedtuple("Pair", ["u", "v"])
 
 def rand(*shape, dtype=f64):
     return (torch.rand(*shape, dtype=f64) + 0.2).to(dtype)
-
-
-def same(got, want, tol=None):
-    assert pytree.tree_structure(got) == pytree.tree_structure(want)
-    for a, b in zip(pytree.tree_leaves(got), pytree.tree_leaves(want), strict=True):
-        assert_close(a, b, tol)
 
 
 def in_place(x):
@@ -205,119 +200,6 @@ def test_what_comes_beside_keeps_the_graph_of_the_caller():
 def test_anything_may_come_beside():
     H, aux = hesse.func.hessian(lambda x: ((x**2).sum(), ("text", None, 3)), has_aux=True)(rand(1))
     assert H.item() == 2 and aux == ("text", None, 3)
-
-
-# --- the graph of the result ----------------------------------------------------------------------
-
-
-def weighted(w):
-    return lambda x: torch.stack([(x**4 * w).sum(), (x * w).sin().prod()])
-
-
-W = rand(3).requires_grad_()
-SCALE = rand([]).requires_grad_()
-# name -> the arguments, what of them and around them to differentiate by, func
-GRAPHS = {
-    "a leaf closed over": lambda: ((rand(3),), [W], weighted(W)),
-    "two leaves closed over": lambda: (
-        (rand(3),),
-        [W, SCALE],
-        lambda x: (x**4 * W).sum() * SCALE.exp(),
-    ),
-    "a result closed over": lambda: (
-        lambda v: ((rand(3),), [W, v], weighted(v)),
-        W * 2,
-    ),
-    "an argument that is a leaf": lambda: (
-        lambda x: ((x,), [x], lambda x: (x**4).sum()),
-        rand(3).requires_grad_(),
-    ),
-    "an argument that is a result": lambda: (
-        lambda x: ((x,), [W, x], lambda x: (x**4).sum()),
-        W.exp(),
-    ),
-    "an argument that is also closed over": lambda: ((W,), [W], lambda x: (x**4 * W).sum()),
-    "an argument made from what is closed over": lambda: (
-        lambda x: ((x,), [W, x], lambda x: (x**4 * W).sum()),
-        W.exp(),
-    ),
-    "an argument of the others": lambda: ((rand(3), W), [W], lambda x, w: (x**4 * w).sum()),
-    "one argument twice": lambda: (
-        lambda x: (([x, x],), [x], lambda t: (t[0] ** 3 * t[1] ** 2).sum()),
-        rand(3).requires_grad_(),
-    ),
-}
-
-
-def graph_case(name):
-    case = GRAPHS[name]()
-    return case[0](case[1]) if callable(case[0]) else case
-
-
-def scalar_of(H):
-    return sum(
-        (b * (1 + torch.arange(b.numel()).view(b.shape))).sum() for b in pytree.tree_leaves(H)
-    )
-
-
-@pytest.mark.parametrize("name", GRAPHS)
-def test_the_result_is_differentiable_where_torchs_is(name):
-    args, by, func = graph_case(name)
-    ours, theirs = hesse.func.hessian(func)(*args), stock(func)(*args)
-    same(ours, theirs)
-    first = [torch.autograd.grad(scalar_of(H).sin(), by, create_graph=True) for H in (ours, theirs)]
-    for a, b in zip(*first, strict=True):
-        assert_close(a, b, 1e-8)
-    second = [
-        torch.autograd.grad(sum(g.exp().sum() for g in grads), by, retain_graph=True)
-        for grads in first
-    ]
-    for a, b in zip(*second, strict=True):
-        assert_close(a, b, 1e-8)
-
-
-@pytest.mark.parametrize("name", GRAPHS)
-def test_gradients_arrive_at_the_leaves_once(name):
-    arrived = []
-    for route in (hesse.func.hessian, stock):
-        args, by, func = graph_case(name)
-        torch.manual_seed(1)
-        leaves = [x for x in by if x.is_leaf]
-        args = pytree.tree_map(lambda x: x if x.requires_grad else torch.ones_like(x), args)
-        for x in leaves:
-            x.grad = None
-        if name.startswith(("an argument that is a leaf", "one argument")):
-            leaves[0].data.fill_(0.7)
-        H = route(func)(*args)
-        scalar_of(H).backward(retain_graph=True)
-        scalar_of(H).backward()
-        arrived.append([x.grad.clone() for x in leaves])
-        for x in leaves:
-            x.grad = None
-    for a, b in zip(*arrived, strict=True):
-        assert_close(a, b, 1e-8)
-
-
-def test_a_hook_on_a_leaf_sees_one_gradient():
-    w = rand(3).requires_grad_()
-    w.register_hook(lambda g: 2 * g)
-    hesse.func.hessian(weighted(w))(torch.ones(3, dtype=f64)).sum().backward()
-    ours, w.grad = w.grad, None
-    stock(weighted(w))(torch.ones(3, dtype=f64)).sum().backward()
-    assert_close(ours, w.grad)
-
-
-def test_nothing_requires_grad_where_nothing_did():
-    assert not hesse.func.hessian(lambda x: (x**3).sum())(rand(2)).requires_grad
-    with torch.no_grad():
-        assert not hesse.func.hessian(weighted(W))(rand(3)).requires_grad
-        assert not hesse.func.hessian(lambda x: (x**3).sum())(W).requires_grad
-
-
-def test_grads_of_the_caller_stay_as_they_are():
-    w, x = rand(3).requires_grad_(), rand(3).requires_grad_()
-    hesse.func.hessian(weighted(w))(x)
-    assert w.grad is None and x.grad is None
 
 
 # --- falling back ---------------------------------------------------------------------------------

@@ -170,15 +170,22 @@ class _Apply(nn.Module):
 def state_of(net):
     tensors = dict(net.named_parameters(remove_duplicate=False)) | dict(net.named_buffers())
     grads = {k: p.grad for k, p in net.named_parameters()}
-    return tensors, {k: t.detach().clone() for k, t in tensors.items()}, grads
+    derived = [
+        value
+        for owner in net.modules()
+        for value in vars(owner).values()
+        if isinstance(value, torch.Tensor)
+    ]
+    objects = [*tensors.values(), *grads.values(), *derived]
+    return list(tensors), objects, [t.detach().clone() for t in tensors.values()]
 
 
 def assert_untouched(net, state):
-    tensors, values, grads = state
-    after, _, grads_after = state_of(net)
-    assert list(after) == list(tensors) and all(after[k] is tensors[k] for k in tensors)
-    assert all(after[k].equal(values[k]) for k in values)
-    assert all(grads_after[k] is grads[k] for k in grads)
+    names, objects, values = state
+    names_after, objects_after, values_after = state_of(net)
+    assert names_after == names
+    assert all(a is b for a, b in zip(objects_after, objects, strict=True))
+    assert all(a.equal(b) for a, b in zip(values_after, values, strict=True))
 
 
 def test_the_blocks_are_those_of_torch(net):
