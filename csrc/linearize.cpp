@@ -124,6 +124,23 @@ void seed(Linearization& lin, std::vector<Tensor> seeds) {
   reverse(lin, [](const Slot& slot) { return slot.curved_below; }, /*keep=*/true);
 }
 
+void exchange(Linearization& lin, Seeding& seeding, size_t step) {
+  Local& local = lin.locals[step];
+  lin.adjoints[step].swap(seeding.adjoints[step]);
+  local.bent.swap(seeding.bent[step]);
+  if (local.inner) local.inner->bent.swap(seeding.inner_bent[step]);
+  if (!lin.graph.steps[step].rule->native) local.driven.gy = lin.adjoints[step];
+}
+
+void exchange(Linearization& lin, Seeding& seeding) {
+  const size_t steps = lin.graph.steps.size();
+  for (auto* lists : {&seeding.adjoints, &seeding.bent, &seeding.inner_bent}) lists->resize(steps);
+  for (size_t s = 0; s < steps; ++s) {
+    seeding.adjoints[s].resize(lin.adjoints[s].size());
+    exchange(lin, seeding, s);
+  }
+}
+
 std::vector<Tensor> gradient(Linearization& lin) {
   const Recording recording(lin.create_graph);
   Ledger scratch;

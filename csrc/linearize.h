@@ -22,6 +22,14 @@ Linearization linearize(std::vector<Tensor> outputs, std::vector<Tensor> inputs,
                         bool create_graph);
 // Makes the adjoints those at other seeds.
 void seed(Linearization& lin, std::vector<Tensor> seeds);
+// The adjoints at some seeds and what rules have derived from them, to go back to.
+struct Seeding {
+  std::vector<std::vector<Tensor>> adjoints, bent, inner_bent;  // per step
+};
+// Puts the adjoints and all that belongs to them in the place of those of one step, or of all; called again,
+// it puts them back.
+void exchange(Linearization& lin, Seeding& seeding, size_t step);
+void exchange(Linearization& lin, Seeding& seeding);
 // One tensor per input; undefined where no output depends on it.
 std::vector<Tensor> gradient(Linearization& lin);
 

@@ -1,5 +1,7 @@
 // The Python module hesse._C. Beside python_rule.cpp the only file that knows Python.
+#include "answers.h"
 #include "assemble.h"
+#include "batch.h"
 #include "kernels/combine.h"
 #include "kernels/mirror.h"
 #include "kernels/workspace.h"
@@ -20,13 +22,13 @@ namespace hesse {
 
 namespace {
 
-using MaybeTensors = std::vector<std::optional<Tensor>>;
-
 // A linearization in Python's hands, with what its last sweep cost.
 struct Handle {
   Linearization lin;
-  HessianReport report;
+  SweepReport report;
 };
+
+SweepReport& fresh(Handle& h) { return h.report = SweepReport{}; }
 
 std::vector<Tensor> unwrap(const MaybeTensors& list) {
   std::vector<Tensor> out;
@@ -41,7 +43,7 @@ int64_t rows_of(const MaybeTensors& list) {
   return 1;
 }
 
-std::vector<Tensor> rows(const std::vector<Tangent>& tangents) {
+std::vector<Tensor> dense_rows(const std::vector<Tangent>& tangents) {
   std::vector<Tensor> out;
   for (const Tangent& t : tangents) out.push_back(dense(t));
   return out;
@@ -238,6 +240,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   register_rules();
   forget_python_error = forget_error;
   py::register_exception<Unsupported>(m, "Unsupported", PyExc_RuntimeError);
+  py::register_exception<Mixed>(m, "Mixed", PyExc_RuntimeError);
   py::register_exception<NotTwiceDifferentiable>(m, "NotTwiceDifferentiable", PyExc_RuntimeError);
   m.attr("torch_version") = TORCH_VERSION;
   m.def("hide_rules", &hide_rules, py::arg("names"), "Lets the autograd rule stand in for these nodes.");
@@ -253,8 +256,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
       .def(
           "hessian",
           [](Handle& h, std::optional<int64_t> chunk_size, bool dtype_of_row) {
-            h.report = HessianReport{};
-            return hessian(h.lin, {chunk_size, dtype_of_row}, h.report);
+            return hessian(h.lin, {chunk_size, dtype_of_row}, fresh(h));
           },
           py::arg("chunk_size"), py::arg("dtype_of_row"), release())
       .def(
@@ -263,7 +265,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
             const Recording recording(h.lin.create_graph);
             const LedgerScope scope(h.report.ledger);
             const int64_t K = rows_of(dxs);
-            return rows(sweep_forward(h.lin, K, directions(h.lin, dxs, K)));
+            return dense_rows(sweep_forward(h.lin, K, directions(h.lin, dxs, K)));
           },
           release())
       .def(
@@ -276,18 +278,29 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
             for (size_t o = 0; o < dgys.size(); ++o) {
               seeds.push_back(dgys[o] ? from_dense(*dgys[o], K) : Tangent());
             }
-            return rows(sweep_back(h.lin, K, std::move(seeds)));
+            return dense_rows(sweep_back(h.lin, K, std::move(seeds)));
           },
           release())
       .def(
-          "hvp",
-          [](Handle& h, const MaybeTensors& dxs) {
-            const Recording recording(h.lin.create_graph);
-            const LedgerScope scope(h.report.ledger);
-            const int64_t K = rows_of(dxs);
-            return rows(sweep_hessian(h.lin, K, directions(h.lin, dxs, K), Half{}));
-          },
+          "hvp", [](Handle& h, const MaybeTensors& dxs) { return products(h.lin, dxs, fresh(h)); }, release())
+      .def(
+          "quadratic", [](Handle& h, const MaybeTensors& dxs) { return quadratic(h.lin, dxs, fresh(h)); },
           release())
+      .def(
+          "rows", [](Handle& h, const std::vector<int64_t>& index) { return rows(h.lin, index, fresh(h)); },
+          release())
+      .def(
+          "block", [](Handle& h, size_t i, size_t j) { return block(h.lin, i, j, fresh(h)); }, release())
+      .def(
+          "diagonal", [](Handle& h) { return diagonal(h.lin, fresh(h)); }, release())
+      .def(
+          "lower_triangle", [](Handle& h) { return lower_triangle(h.lin, fresh(h)); }, release())
+      .def(
+          "batch_hessian",
+          [](Handle& h, const std::vector<std::vector<Tensor>>& gys, bool assume_separable) {
+            return (assume_separable ? assumed_batch_hessian : batch_hessian)(h.lin, gys, fresh(h));
+          },
+          py::arg("gys"), py::arg("assume_separable"), release())
       .def("report", &report_of);
   m.def(
       "linearize",

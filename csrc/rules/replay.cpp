@@ -138,9 +138,11 @@ Tangents pull(Local& l, const Tangents& dgy) {
 
 Tangents both(Local& l, const std::vector<Tensor>& gy, const Tangents& dgy, const Tangents& dx) {
   Replay& r = *l.replay;
-  if (l.bent.empty()) {
-    for (size_t o : r.output) l.bent.push_back(gy[o]);
-    seed(r.lin, l.bent);
+  std::vector<Tensor> seeds;
+  for (size_t o : r.output) seeds.push_back(gy[o]);
+  if (!std::equal(seeds.begin(), seeds.end(), r.lin.seeds.begin(), r.lin.seeds.end(),
+                  [](const Tensor& a, const Tensor& b) { return a.is_same(b); })) {
+    seed(r.lin, std::move(seeds));
   }
   const bool known = r.dx.size() == dx.size() && std::equal(dx.begin(), dx.end(), r.dx.begin(),
                                                             [](auto& a, auto& b) { return same(a, b); });
