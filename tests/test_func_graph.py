@@ -23,8 +23,8 @@ def weighted(w):
     return lambda x: torch.stack([(x**4 * w).sum(), (x * w).sin().prod()])
 
 
-W = rand(3).requires_grad_()
-SCALE = rand([]).requires_grad_()
+W = torch.tensor([0.4, 0.7, 1.1], dtype=f64, requires_grad=True)
+SCALE = torch.tensor(0.3, dtype=f64, requires_grad=True)
 # name -> the arguments, what of them and around them to differentiate by, func
 GRAPHS = {
     "a leaf closed over": lambda: ((rand(3),), [W], weighted(W)),
@@ -78,7 +78,7 @@ def test_the_result_is_differentiable_where_torchs_is(name):
     for a, b in zip(*first, strict=True):
         assert_close(a, b, 1e-8)
     second = [
-        torch.autograd.grad(sum(g.exp().sum() for g in grads), by, retain_graph=True)
+        torch.autograd.grad(sum(g.sin().sum() for g in grads), by, retain_graph=True)
         for grads in first
     ]
     for a, b in zip(*second, strict=True):
@@ -109,6 +109,23 @@ def test_a_hook_on_a_leaf_sees_one_gradient():
     ours, w.grad = w.grad, None
     stock(weighted(w))(torch.ones(3, dtype=f64)).sum().backward()
     assert_close(ours, w.grad)
+
+
+def test_an_argument_that_changes_before_the_backward_is_an_error():
+    x = rand(3)
+    H = hesse.func.hessian(weighted(W))(x)
+    x.mul_(2)
+    with pytest.raises(RuntimeError, match="an argument was changed in place before the Hessian"):
+        torch.autograd.grad(H.sum(), W)
+
+
+def test_a_weight_that_changes_before_the_backward_is_an_error():
+    w = rand(3).requires_grad_()
+    H = hesse.func.hessian(lambda x: (x**3 * w.sin()).sum())(rand(3))
+    with torch.no_grad():
+        w.mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        torch.autograd.grad(H.sum(), w)
 
 
 def test_nothing_requires_grad_where_nothing_did():

@@ -189,7 +189,17 @@ def _attached(ys: list[Tensor], given: tuple[Tensor, ...], inner: list[Tensor]) 
     if not direct or any(x._backward_hooks for x in sources):
         return _blocks(ys, inner, True)
     flags = [[y.requires_grad] * len(inner) ** 2 for y in ys]
-    return late.attach(_blocks(ys, inner, False), flags, sources, lambda: _blocks(ys, inner, True))
+    versions = [x._version for x in inner]
+
+    def again() -> Blocks:
+        if versions != [x._version for x in inner]:
+            raise RuntimeError(
+                f"hesse.{NAME}: an argument was changed in place before the Hessian was "
+                "differentiated: clone it first"
+            )
+        return _blocks(ys, inner, True)
+
+    return late.attach(_blocks(ys, inner, False), flags, sources, again)
 
 
 def _sources(
