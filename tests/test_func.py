@@ -1,6 +1,8 @@
 """hesse.func.hessian against torch.func.hessian: structure, shapes, dtypes, values, graphs."""
 
 import functools
+import gc
+import weakref
 from collections import namedtuple
 
 import pytest
@@ -164,6 +166,40 @@ def test_random_ops_are_fine():
     torch.manual_seed(3)
     got = hesse.func.hessian(lambda x: F.dropout(x**3, 0.5).sum())(torch.ones(8, dtype=f64))
     assert set(got.diagonal().tolist()) == {0.0, 12.0}
+
+
+class Marked(torch.autograd.Function):
+    """The identity, whose node holds a large thing as long as it lives."""
+
+    @staticmethod
+    def forward(ctx, x, held):
+        ctx.held = held
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, g):
+        return g.clone(), None
+
+
+@pytest.mark.parametrize("has_aux", [False, True])
+def test_what_func_recorded_is_gone_when_the_call_returns(has_aux):
+    class Held:
+        pass
+
+    held = Held()
+    alive = weakref.ref(held)
+
+    def func(x, held):
+        y = Marked.apply(x, held) ** 3
+        return (y, y * 2) if has_aux else y
+
+    gc.disable()
+    try:
+        result = hesse.func.hessian(func, has_aux=has_aux)(rand(3), held)
+        del held
+        assert alive() is None and result is not None
+    finally:
+        gc.enable()
 
 
 # --- has_aux --------------------------------------------------------------------------------------

@@ -30,7 +30,8 @@ def module_hessian(
     """Compute the Hessian of a loss over the parameters of a module.
 
     ``loss`` runs once. Buffers (the running statistics of BatchNorm too), parameters and their
-    ``.grad`` stay as they are, whether it returns or raises.
+    ``.grad`` stay as they are, whether it returns or raises. The result has no graph; that of
+    :func:`hesse.func.hessian` for :func:`hesse.functional` can be differentiated.
 
     Args:
         module: its parameters that require grad count, in the order of ``named_parameters()``; tied
