@@ -30,7 +30,7 @@ class Linearization:
 def linearize(
     outputs: list[Tensor],
     inputs: list[Tensor],
-    gys: list[Tensor] | None,
+    gys: Sequence[Tensor | None] | None,
     create_graph: bool,
     keep: bool = False,
 ) -> Linearization: ...

@@ -7,9 +7,10 @@ from . import _match
 
 _match.load()
 
-from . import testing  # noqa: E402  (the check above comes first)
+from . import func, testing  # noqa: E402  (the check above comes first)
 from .api import explain, hessian  # noqa: E402
 from .batch import SeparabilityError, batch_hessian  # noqa: E402
+from .modules import functional, module_hessian  # noqa: E402
 from .operator import HessianOperator, linearize, value_grad_hessian  # noqa: E402
 from .policy import FallbackError, FallbackWarning, fallback  # noqa: E402
 from .products import hvp, vhp  # noqa: E402
@@ -30,9 +31,12 @@ __all__ = [
     "fallback",
     "flatten",
     "flatten_blocks",
+    "func",
+    "functional",
     "hessian",
     "hvp",
     "linearize",
+    "module_hessian",
     "register_rule",
     "testing",
     "unflatten",

@@ -95,10 +95,7 @@ def record(
     Stock's ``hessian`` shows it views of them (``views``), so that it does not meet a leaf, its
     ``hvp`` and ``vhp`` the copies: it sees the same errors for in-place writes.
     """
-    compiled = getattr(func, "_torchdynamo_orig_callable", None)
-    if compiled is not None:
-        # A region compiled with AOTAutograd records a first derivative and no second one.
-        func = getattr(func, "_orig_mod", compiled)
+    func = uncompiled(func)
     with torch.enable_grad():
         outer = [
             x.view_as(x) if graph and x.requires_grad else x.detach().requires_grad_()
@@ -109,6 +106,15 @@ def record(
     if strict or type(y) is not Tensor or y.nelement() != 1 or y.is_complex():
         check_output(y, strict, name)
     return outer, inner, y
+
+
+def uncompiled(func: Callable[..., Any]) -> Callable[..., Any]:
+    """What ``torch.compile`` made ``func`` from, if it did.
+
+    A region compiled with AOTAutograd records a first derivative and no second one.
+    """
+    compiled = getattr(func, "_torchdynamo_orig_callable", None)
+    return func if compiled is None else getattr(func, "_orig_mod", compiled)
 
 
 def check_output(y: Any, strict: bool = False, name: str = "hessian") -> None:
