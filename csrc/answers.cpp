@@ -11,6 +11,8 @@ namespace hesse {
 
 namespace {
 
+// Of directions, which are dense: so many together that the matrix products are large.
+constexpr int64_t kProductBytes = int64_t{32} << 20;
 constexpr int64_t kStrip = int64_t{4} << 20;  // elements of H that are made dense before they are packed
 
 int64_t seeds_of(const MaybeTensors& dxs) {
@@ -18,6 +20,23 @@ int64_t seeds_of(const MaybeTensors& dxs) {
     if (dx) return dx->size(0);
   }
   return 1;
+}
+
+// Bytes that one dense direction makes a sweep hold at most, by the shapes of the graph.
+int64_t bytes_of_direction(const Linearization& lin) {
+  int64_t bytes = 0;
+  for (const Tensor& x : lin.inputs) bytes += static_cast<int64_t>(x.nbytes());
+  std::vector<bool> kept(lin.graph.slots.size(), false);
+  for (const Step& step : lin.graph.steps) {
+    for (const int i : step.in) {
+      if (i >= 0 && step.rule->curve) kept[i] = true;
+    }
+  }
+  for (size_t s = 0; s < kept.size(); ++s) {
+    const Slot& slot = lin.graph.slots[s];
+    if (kept[s]) bytes += numel_of(slot.shape) * static_cast<int64_t>(slot.options.dtype().itemsize());
+  }
+  return bytes;
 }
 
 Seeds directions(const Linearization& lin, const MaybeTensors& dxs, int64_t begin, int64_t end) {
@@ -112,8 +131,14 @@ std::vector<Tensor> products(Linearization& lin, const MaybeTensors& dxs, SweepR
     rows.add(tangents, begin, end);
   };
   Chunks chunks;
-  chunks.cached = lin.inputs[0].is_cpu();
-  if (K == 1) chunks.size = 1;
+  if (K == 1) {
+    chunks.size = 1;
+  } else {
+    const int64_t fit = std::max<int64_t>(1, kProductBytes / std::max<int64_t>(bytes_of_direction(lin), 1));
+    const int64_t pieces = std::max<int64_t>(1, (K + fit - 1) / fit);
+    chunks.most = (K + pieces - 1) / pieces;
+    chunks.budget = 8 * kProductBytes;
+  }
   in_chunks(0, K, chunks, report, sweep, add);
   return rows.take();
 }

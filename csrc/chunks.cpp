@@ -121,7 +121,7 @@ void run_chunks(int64_t begin, int64_t total, const Chunks& chunks, SweepReport&
                 const Stretch& consume) {
   Ledger& ledger = report.ledger;
   const LedgerScope scope(ledger);
-  int64_t budget = chunks.size ? 0 : kBudgetBytes;
+  int64_t budget = chunks.size ? 0 : chunks.budget.value_or(kBudgetBytes);
   int64_t chunk = chunks.size.value_or(std::max<int64_t>(total - begin, 1));
   if (chunks.most) chunk = std::min(chunk, *chunks.most);
   while (begin < total) {

@@ -33,8 +33,9 @@ Seeds identity(const Linearization& lin, const Layout& layout, std::vector<int64
 struct Chunks {
   std::optional<int64_t> size;
   std::optional<int64_t> most;
-  int64_t least = 1;    // fits whatever it takes
-  bool cached = false;  // small enough for the processor's cache
+  std::optional<int64_t> budget;  // bytes that a sweep may hold
+  int64_t least = 1;              // fits whatever it takes
+  bool cached = false;            // small enough for the processor's cache
   // Where a chunk of about `size` seeds from `begin` on best ends; absent: there.
   std::function<int64_t(int64_t begin, int64_t size)> cut;
 };

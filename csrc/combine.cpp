@@ -305,6 +305,17 @@ bool combine_blocks(Tangent& t) {
 void combine(Tangent& t) {
   if (t.terms.size() < 2) return;
   int64_t held = 0;
+  if (t.K == 1) {  // a value: its terms hold no more than it does, one by one
+    for (const Term& term : t.terms)
+      held += std::max(held_by(term), term.coef.defined() ? term.coef.numel() : 1);
+    if (held < t.numel()) return;
+    const bool spoiled =
+        std::any_of(t.terms.begin(), t.terms.end(), [](const Term& term) { return term.spoiled; });
+    c10::SmallVector<Term, 2> terms = std::move(from_value(value(t)).terms);
+    t.terms = std::move(terms);
+    for (Term& term : t.terms) term.spoiled = spoiled;
+    return;
+  }
   for (const Term& term : t.terms) held += held_by(term);
   // No box is smaller than one row.
   if (16 * held >= t.numel() && (held >= t.numel() || t.terms.size() >= many_terms) && combine_blocks(t)) {

@@ -368,6 +368,25 @@ bool absorb(Term& a, const Term& b) {
 
 }  // namespace
 
+namespace {
+
+// Terms without cores that differ in the order of their dimensions alone: b in that of a.
+void reorder_like(Term& b, const Term& a) {
+  if (a.core.defined() || b.core.defined() || a.rank() != b.rank() || a.k0 != b.k0 || a.v0 != b.v0 ||
+      a.dims == b.dims)
+    return;
+  Shape order;
+  for (const Dim& d : a.dims) {
+    const auto at = std::find(b.dims.begin(), b.dims.end(), d) - b.dims.begin();
+    if (at == b.rank() || std::find(order.begin(), order.end(), at) != order.end()) return;
+    order.push_back(at);
+  }
+  b.dims = a.dims;
+  if (b.coef.defined()) b.coef = b.coef.permute(order);
+}
+
+}  // namespace
+
 void accumulate(Tangent& t, Tangent other, bool combining) {
   t.upper = t.upper || other.upper;
   if (t.zero()) {
@@ -377,6 +396,7 @@ void accumulate(Tangent& t, Tangent other, bool combining) {
   for (Term& b : other.terms) {
     bool merged = false;
     for (auto a = t.terms.begin(); a != t.terms.end() && !merged; ++a) {
+      reorder_like(b, *a);
       if (!same_placement(*a, b) || !same_factor(a->core, b.core)) continue;
       merge(*a, b);
       merged = true;

@@ -28,8 +28,10 @@ std::optional<Landing> landing_of(const Term& term, const std::vector<bool>& red
 
 // The three factors of a product term and which of their axes are summed; picks the order of products that
 // materialises least.
-// Returns whether only the upper triangle was computed.
-bool multiply(Term& term, const Tensor& w, const std::vector<bool>& reduce, c10::IntArrayRef shape) {
+// Of a `single` seed the coef is all there is, and accounted for. Returns whether only the upper triangle was
+// computed.
+bool multiply(Term& term, const Tensor& w, const std::vector<bool>& reduce, c10::IntArrayRef shape,
+              bool single) {
   const Shape sizes = sizes_of(term);
   const Tensor before = term.core;
   bool any = false, coef_summed = false, core_summed = false, coef_on_value = true, w_on_value = true;
@@ -63,7 +65,7 @@ bool multiply(Term& term, const Tensor& w, const std::vector<bool>& reduce, c10:
     }
   } else if (!core_summed && coef_on_value && w_on_value) {
     // Only value-sized factors meet: the core stays as it is.
-    term.coef = contract(term.coef, w, sizes, reduce, false, term.alpha);
+    term.coef = contract(term.coef, w, sizes, reduce, single, term.alpha);
     at = nullptr;
   } else if (!coef_summed && coef_on_value) {
     term.core = with_seeds(term.core, w);
@@ -155,7 +157,7 @@ Tangent einsum(Tangent t, const std::string& t_axes, const Tensor& weight, const
       reduce.push_back(false);
     }
     Tangent one = zero_like(t, shape);
-    one.upper = multiply(term, windowed(w, {size, stride, offset}), reduce, shape);
+    one.upper = multiply(term, windowed(w, {size, stride, offset}), reduce, shape, t.K == 1);
     one.terms.push_back(std::move(term));
     accumulate(out, std::move(one), /*combining=*/!ends_here);
   }
