@@ -9,6 +9,7 @@ _match.load()
 
 from . import testing  # noqa: E402  (the check above comes first)
 from .api import explain, hessian  # noqa: E402
+from .patch import patched  # noqa: E402
 from .policy import FallbackError, FallbackWarning, fallback  # noqa: E402
 from .products import hvp, vhp  # noqa: E402
 from .report import Report  # noqa: E402
@@ -24,6 +25,7 @@ __all__ = [
     "fallback",
     "hessian",
     "hvp",
+    "patched",
     "register_rule",
     "testing",
     "vhp",
