@@ -10,6 +10,7 @@ Whatever this cannot do exactly as stock does is left to stock.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -29,6 +30,7 @@ Edge = tuple[Node, int]
 
 _functorch: Any = torch._C._functorch
 _autograd: Any = torch._C._autograd
+_AS_IT_IS = nullcontext()
 _stock_grad: Callable[..., tuple[Tensor | None, ...]] = torch.autograd.grad
 
 # Nodes of ops that are linear in all their inputs together: the gradient does not depend on them.
@@ -155,52 +157,65 @@ def _dependence(y: Tensor, given: Sequence[Tensor]) -> _Dependence | None:
         return None
     if edges and len(given) > 1 and _nested(edges, leaves):
         return None
-    masks: dict[Node, int] = {}
+    masks: dict[Node, int] = {None: 0}
     stack: list[Node] = [y.grad_fn]
     while stack:
         node = stack[-1]
         if node in masks:
             stack.pop()
             continue
-        below = node.next_functions
-        waiting = [e[0] for e in below if e[0] is not None and e[0] not in masks and e not in edges]
-        if waiting:
-            stack += waiting
+        parts = []
+        waiting = len(stack)
+        for edge in node.next_functions:
+            part = edges.get(edge) if edges else None
+            if part is None:
+                part = masks.get(edge[0])
+            if part is None:
+                stack.append(edge[0])
+            else:
+                parts.append(part)
+        if len(stack) > waiting:
             continue
         stack.pop()
-        if not below:
-            leaf = getattr(node, "variable", None)
-            if leaf is None:
-                masks[node] = 0
-                continue
-            if id(leaf) not in leaves:
-                leaves[id(leaf)] = 1 << len(found.xs)
+        name = type(node).__name__
+        if parts:
+            mask = _join(node, name, parts, found.pairs)
+            if mask is None:
+                return None
+        elif name == "AccumulateGrad":
+            leaf = node.variable
+            mask = leaves.get(id(leaf))
+            if mask is None:
+                mask = leaves[id(leaf)] = 1 << len(found.xs)
                 found.xs.append(leaf)
                 found.nodes.append(node)
-            masks[node] = leaves[id(leaf)]
-            continue
-        if isinstance(node, BackwardCFunction):
-            return None  # of a user, who may look on; or ours, which answers itself
-        parts = [0 if e[0] is None else edges[e] if e in edges else masks[e[0]] for e in below]
-        masks[node] = _join(type(node).__name__, parts, found.pairs)
+        else:
+            mask = 0
+        masks[node] = mask
     found.below = masks[y.grad_fn]
     return found
 
 
-def _join(name: str, parts: list[int], pairs: set[tuple[int, int]]) -> int:
-    """What a node depends on, given what its inputs do; notes what it couples."""
+def _join(node: Node, name: str, parts: list[int], pairs: set[tuple[int, int]]) -> int | None:
+    """What a node depends on, given what its inputs do; notes what it couples.
+
+    None for a user's node: they may look on. So is ours, which answers for itself.
+    """
     whole = 0
     for part in parts:
         whole |= part
     if name in LINEAR or (name == "DivBackward0" and not parts[1]):
         return whole
     two = BILINEAR.get(name)
-    if two is not None and two[1] < len(parts):
+    if two is not None:
         a, b = parts[two[0]], parts[two[1]]
         if a and b:
             pairs.add((a, b))
             pairs.add((b, a))
-    elif whole:
+        return whole
+    if isinstance(node, BackwardCFunction):
+        return None
+    if whole:
         pairs.add((whole, whole))
     return whole
 
@@ -254,6 +269,7 @@ class _Linear:
         self._by = [found.indices(inputs)]
         self._wide = inputs | found.depending(found.of_inputs(-1))
         self._engines: dict[tuple[bool, bool, bool], _C.Linearization] = {}
+        self._lock = threading.RLock()
 
     def by(self, wide: bool) -> list[int]:
         """Indices of the tensors that a linearization is by."""
@@ -264,10 +280,11 @@ class _Linear:
     def engine(self, wide: bool, create_graph: bool, dense: bool = False) -> _C.Linearization:
         """Made at the first call; a matrix (``dense``) and products have their own chunks."""
         key = (wide, create_graph, dense)
-        if key not in self._engines:
+        engine = self._engines.get(key)
+        if engine is None:
             xs = [self.found.xs[j] for j in self.by(wide)]
-            self._engines[key] = _C.linearize([self.y], xs, None, create_graph)
-        return self._engines[key]
+            engine = self._engines[key] = _C.linearize([self.y], xs, None, create_graph)
+        return engine
 
     def release(self) -> None:
         """Nobody will ask again."""
@@ -278,26 +295,24 @@ class _Linear:
         """``v' dg/du`` for the gradients in ``vs``, by the index of ``u``."""
         js = self.by(wide)
         rows = _unwrap(list(vs.values()))
-        results: Sequence[Tensor | None] | None = None
         if rows is not None:
-            values = rows.values
-            with temporarily_pop_interpreter_stack() if rows.of_functorch else nullcontext():
-                try:
-                    results = self._by_engine(dict(zip(vs, values, strict=True)), js, wide)
-                except _C.Unsupported:
-                    pass
+            values, wrap, of_functorch = rows
+            with temporarily_pop_interpreter_stack() if of_functorch else _AS_IT_IS:
+                results = self._by_engine(dict(zip(vs, values, strict=True)), js, wide)
             if results is not None:
-                results = [None if r is None else rows.wrap(r) for r in results]
-        if results is None:
-            results = self._by_stock(vs, js)
-        return dict(zip(js, results, strict=True))
+                return {j: wrap(r) for j, r in zip(js, results, strict=True)}
+        return dict(zip(js, self._by_stock(vs, js), strict=True))
 
-    def _by_engine(self, rows: dict[int, Tensor], js: list[int], wide: bool) -> list[Tensor]:
+    def _by_engine(self, rows: dict[int, Tensor], js: list[int], wide: bool) -> list[Tensor] | None:
         graph = torch.is_grad_enabled()
-        if len(js) == 1 and not graph and _is_identity(rows[js[0]]):
-            H = self.engine(wide, graph, dense=True).hessian(None, False)[0][0]
-            return [H.view_as(rows[js[0]])]
-        return self.engine(wide, graph).hvp([rows.get(j) for j in js])
+        try:
+            with self._lock:  # passes of several threads may meet here
+                if len(js) == 1 and not graph and _is_identity(rows[js[0]]):
+                    H = self.engine(wide, graph, dense=True).hessian(None, False)[0][0]
+                    return [H.view_as(rows[js[0]])]
+                return self.engine(wide, graph).hvp([rows.get(j) for j in js])
+        except _C.Unsupported:
+            return None
 
     def _by_stock(self, vs: dict[int, Tensor], js: list[int]) -> tuple[Tensor | None, ...]:
         graph = torch.is_grad_enabled()
