@@ -4,52 +4,12 @@
 #include "kernels/workspace.h"
 
 #include <ATen/ATen.h>
-#include <c10/util/Exception.h>
 
 #include <algorithm>
 
 namespace hesse {
 
 namespace {
-
-// Seeds are cut into chunks when a sweep would hold more seed-sized memory than this at once ...
-constexpr int64_t kBudgetBytes = int64_t{32} << 20;
-// ... and, down to kCacheSeeds, so that each tangent stays in the processor's cache.
-constexpr int64_t kPieceBytes = int64_t{3} << 20;
-constexpr int64_t kCacheSeeds = 256;
-
-struct Layout {
-  std::vector<int64_t> size, begin;  // per input: elements, first seed
-  int64_t total = 0;
-  int input_of(int64_t k) const {
-    return static_cast<int>(std::upper_bound(begin.begin(), begin.end(), k) - begin.begin()) - 1;
-  }
-};
-
-Layout layout_of(const std::vector<Tensor>& inputs) {
-  Layout layout;
-  for (const Tensor& x : inputs) {
-    layout.begin.push_back(layout.total);
-    layout.size.push_back(x.numel());
-    layout.total += x.numel();
-  }
-  return layout;
-}
-
-// Where a chunk of about `chunk` seeds from `begin` on best ends: at the border of an input or of one of its
-// axes, so that its seeds are few boxes. It may be shorter or longer by a half.
-int64_t aligned_end(const std::vector<Tensor>& inputs, const Layout& layout, int64_t begin, int64_t chunk) {
-  const int64_t end = std::min(begin + chunk, layout.total);
-  if (end == layout.total) return end;
-  const int i = layout.input_of(end);
-  int64_t stride = layout.size[i];
-  for (int64_t d = 0; d <= inputs[i].dim(); ++d) {
-    const int64_t aligned = layout.begin[i] + (end - layout.begin[i] + stride / 2) / stride * stride;
-    if (2 * (aligned - begin) >= chunk && 2 * (aligned - begin) <= 3 * chunk) return aligned;
-    if (d < inputs[i].dim()) stride /= inputs[i].size(d);
-  }
-  return end;
-}
 
 // One block under construction, rows of input i by elements of input j.
 struct Block {
@@ -76,7 +36,7 @@ struct Assembly {
   }
   void add(Tangent& t, size_t j, int64_t chunk_begin);
   void add_term(const Term& term, size_t i, size_t j, bool whole_chunk);
-  void finish(Blocks& out, bool dtype_of_row);
+  Tensor finished(size_t i, size_t j, bool dtype_of_row);
 };
 
 Term transposed(const Term& t) {
@@ -155,97 +115,71 @@ void Assembly::add(Tangent& t, size_t j, int64_t chunk_begin) {
   t.terms.clear();
 }
 
-void Assembly::finish(Blocks& out, bool dtype_of_row) {
-  const size_t n = lin.inputs.size();
-  out.assign(n, std::vector<Tensor>(n));
-  for (size_t i = 0; i < n; ++i) {
-    for (size_t j = 0; j < n; ++j) {
-      Block& block = blocks[i][j];
-      if (block.upper && block.flat.defined()) kernels::mirror_upper(block.flat);
-      const at::ScalarType dtype = lin.inputs[dtype_of_row ? i : j].scalar_type();
-      Tensor flat = block.flat;
-      if (block.mirrored) {
-        flat = kernels::fresh({layout.size[i], layout.size[j]}, block_options(j).dtype(dtype));
-        flat.copy_(blocks[j][i].flat.t());
-      }
-      if (!flat.defined()) {
-        flat = at::zeros({layout.size[i], layout.size[j]}, block_options(j));
-      }
-      Shape shape(lin.inputs[i].sizes().begin(), lin.inputs[i].sizes().end());
-      shape.append(lin.inputs[j].sizes().begin(), lin.inputs[j].sizes().end());
-      out[i][j] = flat.to(dtype).view(shape);
-    }
+Tensor Assembly::finished(size_t i, size_t j, bool dtype_of_row) {
+  Block& block = blocks[i][j];
+  if (block.upper && block.flat.defined()) kernels::mirror_upper(block.flat);
+  const at::ScalarType dtype = lin.inputs[dtype_of_row ? i : j].scalar_type();
+  Tensor flat = block.flat;
+  if (block.mirrored) {
+    flat = kernels::fresh({layout.size[i], layout.size[j]}, block_options(j).dtype(dtype));
+    flat.copy_(blocks[j][i].flat.t());
   }
+  if (!flat.defined()) flat = at::zeros({layout.size[i], layout.size[j]}, block_options(j));
+  Shape shape(lin.inputs[i].sizes().begin(), lin.inputs[i].sizes().end());
+  shape.append(lin.inputs[j].sizes().begin(), lin.inputs[j].sizes().end());
+  return flat.to(dtype).view(shape);
 }
 
 }  // namespace
 
-Blocks hessian(Linearization& lin, const HessianOptions& options, HessianReport& report) {
+Blocks hessian(Linearization& lin, const HessianOptions& options, SweepReport& report) {
   const Recording recording(lin.create_graph);
-  const Layout layout = layout_of(lin.inputs);
+  const Layout layout(lin.inputs);
   // Mirroring saves work between inputs; with one dtype only, or a block would be rounded twice.
   bool symmetric = lin.graph.symmetric && !lin.create_graph;
   for (const Tensor& x : lin.inputs) symmetric = symmetric && x.scalar_type() == lin.inputs[0].scalar_type();
 
-  int64_t chunk = options.chunk_size.value_or(std::max<int64_t>(layout.total, 1));
-  Ledger& ledger = report.ledger;
-  const LedgerScope scope(ledger);
-  ledger.budget_bytes = options.chunk_size ? 0 : kBudgetBytes;
-  const bool cached = !options.chunk_size && lin.inputs[0].device().is_cpu();
-
   Assembly assembly(lin, layout, symmetric);
-  int64_t begin = 0;
-  while (begin < layout.total) {
-    const int64_t end = options.chunk_size ? std::min(begin + chunk, layout.total)
-                                           : aligned_end(lin.inputs, layout, begin, chunk);
+  auto sweep = [&](int64_t begin, int64_t end) {
     const int64_t K = end - begin;
-    Half half;
+    Asked asked;
     if (symmetric) {
       for (size_t j = 0; j < lin.inputs.size(); ++j) {
-        half.begin.push_back(layout.begin[j] - begin);
-        half.end.push_back(std::clamp<int64_t>(layout.begin[j] + layout.size[j] - begin, 0, K));
+        asked.begin.push_back(layout.begin[j] - begin);
+        asked.end.push_back(std::clamp<int64_t>(layout.end(j) - begin, 0, K));
       }
     }
-    auto seeds = [&](std::vector<Tangent>& slots) {
-      for (size_t i = 0; i < lin.inputs.size(); ++i) {
-        const int64_t from = std::max(begin, layout.begin[i]) - layout.begin[i];
-        const int64_t to = std::min(end, layout.begin[i] + layout.size[i]) - layout.begin[i];
-        const int slot = lin.graph.inputs[i];
-        if (slot < 0 || from >= to || !lin.graph.slots[slot].curved_above) continue;
-        for (const auto& [a, b] : seed_boxes(lin.graph.slots[slot].shape, from, to)) {
-          add_identity(slots[slot], a, b, layout.begin[i] + a - begin);
-        }
-      }
-    };
-    ledger.piece_bytes = cached && K >= 2 * kCacheSeeds ? kPieceBytes : 0;
-    const Ledger before = ledger;
-    std::vector<Tangent> rows;
-    try {
-      rows = sweep_hessian(lin, K, seeds, half);
-    } catch (const ChunkTooLarge& e) {
-      ledger = before;
-      if (K == 1) {
-        ledger.budget_bytes = 0;  // one seed is the least there is
-      } else {
-        const int64_t least = ledger.piece_bytes ? kCacheSeeds : 1;
-        chunk = std::clamp<int64_t>(K * e.allowed_bytes / (2 * e.wanted_bytes), least, K / 2);
-      }
-      continue;
-    } catch (const c10::Error& e) {
-      ledger = before;
-      if (K == 1 || !is_out_of_memory(e)) throw;
-      chunk = K / 2;
-      continue;
-    }
-    // What is added to the blocks cannot be taken back: from here on an error is final.
+    return sweep_hessian(lin, K, identity(lin, layout, begin, end), asked);
+  };
+  auto add = [&](std::vector<Tangent> rows, int64_t begin, int64_t) {
     for (size_t j = 0; j < rows.size(); ++j) assembly.add(rows[j], j, begin);
-    report.chunk_size = std::max(report.chunk_size, K);
-    ++report.chunks;
-    begin = end;
+  };
+  in_chunks(0, layout.total, chunks_of(lin, layout, options.chunk_size), report, sweep, add);
+  Blocks blocks(lin.inputs.size());
+  for (size_t i = 0; i < lin.inputs.size(); ++i) {
+    for (size_t j = 0; j < lin.inputs.size(); ++j) {
+      blocks[i].push_back(assembly.finished(i, j, options.dtype_of_row));
+    }
   }
-  Blocks blocks;
-  assembly.finish(blocks, options.dtype_of_row);
   return blocks;
+}
+
+Tensor block(Linearization& lin, size_t i, size_t j, SweepReport& report) {
+  const Recording recording(lin.create_graph);
+  const Layout layout(lin.inputs);
+  const bool upper = i <= j && lin.graph.symmetric && !lin.create_graph;
+  Assembly assembly(lin, layout, /*symmetric=*/false);
+  auto sweep = [&](int64_t begin, int64_t end) {
+    Asked asked{{}, std::vector<int64_t>(lin.inputs.size(), 0)};
+    asked.end[j] = end - begin;
+    if (upper) {
+      for (const int64_t b : layout.begin) asked.begin.push_back(b - begin);
+    }
+    return sweep_hessian(lin, end - begin, identity(lin, layout, begin, end), asked);
+  };
+  auto add = [&](std::vector<Tangent> rows, int64_t begin, int64_t) { assembly.add(rows[j], j, begin); };
+  in_chunks(layout.begin[i], layout.end(i), chunks_of(lin, layout, std::nullopt), report, sweep, add);
+  return assembly.finished(i, j, /*dtype_of_row=*/false);
 }
 
 }  // namespace hesse

@@ -2,7 +2,7 @@
 // pass; a block is a contiguous tensor of its own.
 #pragma once
 
-#include "sweep.h"
+#include "chunks.h"
 
 namespace hesse {
 
@@ -11,15 +11,11 @@ struct HessianOptions {
   bool dtype_of_row = false;          // block (i, j) has the dtype of input i instead of j
 };
 
-struct HessianReport {
-  Ledger ledger;
-  int64_t chunk_size = 0;
-  int64_t chunks = 0;
-};
-
 using Blocks = std::vector<std::vector<Tensor>>;
 
 // blocks[i][j]: [*shape_i, *shape_j].
-Blocks hessian(Linearization& lin, const HessianOptions& options, HessianReport& report);
+Blocks hessian(Linearization& lin, const HessianOptions& options, SweepReport& report);
+// One of them, and only the work for that.
+Tensor block(Linearization& lin, size_t i, size_t j, SweepReport& report);
 
 }  // namespace hesse

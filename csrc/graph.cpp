@@ -91,7 +91,6 @@ Graph build_graph(const std::vector<Tensor>& outputs, const std::vector<Tensor>&
     Slot slot;
     slot.shape = Shape(inputs[i].sizes().begin(), inputs[i].sizes().end());
     slot.options = inputs[i].options().requires_grad(std::nullopt);
-    slot.last_input = i;
     graph.inputs[i] = static_cast<int>(graph.slots.size());
     slot_at[key] = graph.inputs[i];
     graph.slots.push_back(std::move(slot));
@@ -169,7 +168,6 @@ Graph build_graph(const std::vector<Tensor>& outputs, const std::vector<Tensor>&
     step.node = share(*node);
     step.name = node->name();
     bool curved_below = false;
-    int last_input = -1;
     for (const auto& edge : node->next_edges()) {
       int slot = -1;
       if (edge.is_valid()) {
@@ -179,7 +177,6 @@ Graph build_graph(const std::vector<Tensor>& outputs, const std::vector<Tensor>&
       step.in.push_back(slot);
       if (slot < 0) continue;
       curved_below = curved_below || graph.slots[slot].curved_below;
-      last_input = std::max(last_input, graph.slots[slot].last_input);
     }
     for (uint32_t o = 0; o < node->num_inputs(); ++o) {
       const auto& meta = node->input_metadata(o);
@@ -188,7 +185,6 @@ Graph build_graph(const std::vector<Tensor>& outputs, const std::vector<Tensor>&
         continue;
       }
       Slot slot = slot_of(checked(*node, o));
-      slot.last_input = last_input;
       slot.used = node->num_inputs() == 1 || used.count({node, o}) > 0;
       step.out.push_back(static_cast<int>(graph.slots.size()));
       slot_at[{node, o}] = step.out.back();

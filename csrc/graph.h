@@ -19,7 +19,6 @@ struct Slot {
   bool curved_below = false;  // a step with curvature lies between the inputs and this value
   bool curved_above = false;  // ... between this value and the outputs
   bool used = false;          // a step or one of our outputs reads it
-  int last_input = -1;        // the largest input index this value depends on
 };
 
 struct Step {

@@ -87,10 +87,35 @@ void save(Linearization& lin, size_t s) {
   }
 }
 
+std::vector<Tensor> at_inputs(const Linearization& lin, const std::vector<Tangent>& adjoint) {
+  std::vector<Tensor> grads;
+  for (int slot : lin.graph.inputs) grads.push_back(slot < 0 ? Tensor() : value(adjoint[slot]).contiguous());
+  return grads;
+}
+
+std::vector<std::pair<Tensor, uint32_t>> read_by(const Linearization& lin) {
+  std::vector<std::pair<Tensor, uint32_t>> read;
+  auto add = [&read](const Tensor& t) {
+    if (t.defined() && !t.is_inference())
+      read.emplace_back(t, t.unsafeGetTensorImpl()->version_counter().current_version());
+  };
+  auto add_local = [&add](const Local& local) {
+    for (const Tensor& t : local.saved) add(t);
+    for (const Factor& f : local.first) add(f.c);
+    for (const Factor& f : local.second) add(f.c);
+  };
+  for (const Tensor& x : lin.inputs) add(x);
+  for (const Local& local : lin.locals) {
+    add_local(local);
+    if (local.inner) add_local(*local.inner);
+  }
+  return read;
+}
+
 }  // namespace
 
 Linearization linearize(std::vector<Tensor> outputs, std::vector<Tensor> inputs, std::vector<Tensor> seeds,
-                        bool create_graph) {
+                        bool create_graph, bool keep) {
   const Recording recording(create_graph);
   Linearization lin;
   lin.graph = build_graph(outputs, inputs);
@@ -107,8 +132,21 @@ Linearization linearize(std::vector<Tensor> outputs, std::vector<Tensor> inputs,
     lin.adjoints[s].resize(step.out.size());
     if (step.rule->save) save(lin, s);
   }
-  reverse(lin, [](const Slot& slot) { return slot.curved_below; }, /*keep=*/true);
+  const auto adjoint =
+      reverse(lin, [keep](const Slot& slot) { return keep || slot.curved_below; }, /*keep=*/true);
+  if (keep) {
+    lin.gradient = at_inputs(lin, adjoint);
+    lin.read = read_by(lin);
+  }
   return lin;
+}
+
+void check_unchanged(const Linearization& lin) {
+  for (const auto& [t, version] : lin.read) {
+    TORCH_CHECK(t.unsafeGetTensorImpl()->version_counter().current_version() == version,
+                "hesse: a tensor that the linearization reads was changed in place after it was made (shape ",
+                t.sizes(), "). Linearize anew at the new values, or change a copy.");
+  }
 }
 
 void seed(Linearization& lin, std::vector<Tensor> seeds) {
@@ -116,18 +154,37 @@ void seed(Linearization& lin, std::vector<Tensor> seeds) {
   Ledger scratch;
   const LedgerScope scope(scratch);
   lin.seeds = std::move(seeds);
+  lin.gradient.clear();
   for (auto& step : lin.adjoints) std::fill(step.begin(), step.end(), Tensor());
+  for (Local& local : lin.locals) {
+    local.bent.clear();
+    if (local.inner) local.inner->bent.clear();
+  }
   reverse(lin, [](const Slot& slot) { return slot.curved_below; }, /*keep=*/true);
+}
+
+void exchange(Linearization& lin, Seeding& seeding, size_t step) {
+  Local& local = lin.locals[step];
+  lin.adjoints[step].swap(seeding.adjoints[step]);
+  local.bent.swap(seeding.bent[step]);
+  if (local.inner) local.inner->bent.swap(seeding.inner_bent[step]);
+  if (!lin.graph.steps[step].rule->native) local.driven.gy = lin.adjoints[step];
+}
+
+void exchange(Linearization& lin, Seeding& seeding) {
+  const size_t steps = lin.graph.steps.size();
+  for (auto* lists : {&seeding.adjoints, &seeding.bent, &seeding.inner_bent}) lists->resize(steps);
+  for (size_t s = 0; s < steps; ++s) {
+    seeding.adjoints[s].resize(lin.adjoints[s].size());
+    exchange(lin, seeding, s);
+  }
 }
 
 std::vector<Tensor> gradient(Linearization& lin) {
   const Recording recording(lin.create_graph);
   Ledger scratch;
   const LedgerScope scope(scratch);
-  std::vector<Tangent> adjoint = reverse(lin, [](const Slot&) { return true; }, /*keep=*/false);
-  std::vector<Tensor> grads;
-  for (int slot : lin.graph.inputs) grads.push_back(slot < 0 ? Tensor() : value(adjoint[slot]).contiguous());
-  return grads;
+  return at_inputs(lin, reverse(lin, [](const Slot&) { return true; }, /*keep=*/false));
 }
 
 }  // namespace hesse

@@ -5,6 +5,8 @@
 #include "graph.h"
 #include "scopes.h"
 
+#include <utility>
+
 namespace hesse {
 
 struct Linearization {
@@ -15,13 +17,26 @@ struct Linearization {
   std::vector<Local> locals;                  // one per step
   std::vector<std::vector<Tensor>> adjoints;  // per step and output; defined where the step is curved
   bool create_graph = false;
+  std::vector<Tensor> gradient;  // one per input where it was asked for; undefined: no output depends on it
+  std::vector<std::pair<Tensor, uint32_t>> read;  // what later sweeps read, in which version
 };
 
-// seeds empty: one output with one element, seed 1.
+// seeds empty: one output with one element, seed 1. With `keep` it is for many questions: the gradient falls
+// out of the same sweep, and `check_unchanged` can tell what was changed since.
 Linearization linearize(std::vector<Tensor> outputs, std::vector<Tensor> inputs, std::vector<Tensor> seeds,
-                        bool create_graph);
+                        bool create_graph, bool keep = false);
+// Throws where a tensor that a sweep would read was changed in place.
+void check_unchanged(const Linearization& lin);
 // Makes the adjoints those at other seeds.
 void seed(Linearization& lin, std::vector<Tensor> seeds);
+// The adjoints at some seeds and what rules have derived from them, to go back to.
+struct Seeding {
+  std::vector<std::vector<Tensor>> adjoints, bent, inner_bent;  // per step
+};
+// Puts the adjoints and all that belongs to them in the place of those of one step, or of all; called again,
+// it puts them back.
+void exchange(Linearization& lin, Seeding& seeding, size_t step);
+void exchange(Linearization& lin, Seeding& seeding);
 // One tensor per input; undefined where no output depends on it.
 std::vector<Tensor> gradient(Linearization& lin);
 

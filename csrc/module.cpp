@@ -1,5 +1,8 @@
 // The Python module hesse._C. Beside python_rule.cpp the only file that knows Python.
+#include "answers.h"
 #include "assemble.h"
+#include "batch.h"
+#include "inner.h"
 #include "kernels/combine.h"
 #include "kernels/mirror.h"
 #include "kernels/workspace.h"
@@ -13,6 +16,7 @@
 #include <pybind11/stl.h>
 
 #include <map>
+#include <mutex>
 
 namespace py = pybind11;
 
@@ -20,40 +24,27 @@ namespace hesse {
 
 namespace {
 
-using MaybeTensors = std::vector<std::optional<Tensor>>;
-
 // A linearization in Python's hands, with what its last sweep cost.
 struct Handle {
+  explicit Handle(Linearization l) : lin(std::move(l)) {}
   Linearization lin;
-  HessianReport report;
+  SweepReport report;
+  std::mutex busy;  // rules keep what they derive in `lin`
 };
+
+// One question at a time, each with a report of its own.
+template <class Answer>
+auto ask(Handle& h, Answer answer) {
+  const std::scoped_lock lock(h.busy);
+  check_unchanged(h.lin);
+  h.report = SweepReport{};
+  return answer(h.lin, h.report);
+}
 
 std::vector<Tensor> unwrap(const MaybeTensors& list) {
   std::vector<Tensor> out;
   for (const auto& t : list) out.push_back(t.value_or(Tensor()));
   return out;
-}
-
-int64_t rows_of(const MaybeTensors& list) {
-  for (const auto& t : list) {
-    if (t) return t->size(0);
-  }
-  return 1;
-}
-
-std::vector<Tensor> rows(const std::vector<Tangent>& tangents) {
-  std::vector<Tensor> out;
-  for (const Tangent& t : tangents) out.push_back(dense(t));
-  return out;
-}
-
-Seeds directions(const Linearization& lin, const MaybeTensors& dxs, int64_t K) {
-  return [&lin, &dxs, K](std::vector<Tangent>& slots) {
-    for (size_t i = 0; i < dxs.size(); ++i) {
-      const int slot = lin.graph.inputs[i];
-      if (slot >= 0 && dxs[i]) accumulate(slots[slot], from_dense(*dxs[i], K));
-    }
-  };
 }
 
 py::dict report_of(const Handle& h) {
@@ -217,6 +208,12 @@ void bind_tangent(py::module_& m) {
              accumulate(sum, other);
              return sum;
            })
+      .def("inner",
+           [](const Tangent& t, const Tangent& other, int64_t n) {
+             const Tensor out = at::zeros({t.K / n, n, n}, t.options);
+             add_inner(out, t, other);
+             return out;
+           })
       .def("restrict_seeds", [](const Tangent& t, int64_t k_end) {
         Tangent r = t;
         restrict_seeds(r, k_end);
@@ -238,6 +235,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   register_rules();
   forget_python_error = forget_error;
   py::register_exception<Unsupported>(m, "Unsupported", PyExc_RuntimeError);
+  py::register_exception<Mixed>(m, "Mixed", PyExc_RuntimeError);
   py::register_exception<NotTwiceDifferentiable>(m, "NotTwiceDifferentiable", PyExc_RuntimeError);
   m.attr("torch_version") = TORCH_VERSION;
   m.def("hide_rules", &hide_rules, py::arg("names"), "Lets the autograd rule stand in for these nodes.");
@@ -246,56 +244,91 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   using release = py::call_guard<py::gil_scoped_release>;
   py::class_<Handle>(m, "Linearization")
       .def(
-          "gradient", [](Handle& h) { return gradient(h.lin); }, release())
+          "gradient",
+          [](Handle& h) {
+            return ask(h,
+                       [](auto& lin, auto&) { return lin.gradient.empty() ? gradient(lin) : lin.gradient; });
+          },
+          release())
+      .def(
+          "seed",
+          [](Handle& h, const MaybeTensors& gys) {
+            ask(h, [&](auto& lin, auto&) { seed(lin, unwrap(gys)); });
+          },
+          py::arg("gys"), release())
       .def(
           "hessian",
           [](Handle& h, std::optional<int64_t> chunk_size, bool dtype_of_row) {
-            h.report = HessianReport{};
-            return hessian(h.lin, {chunk_size, dtype_of_row}, h.report);
+            return ask(
+                h, [&](auto& lin, auto& report) { return hessian(lin, {chunk_size, dtype_of_row}, report); });
           },
           py::arg("chunk_size"), py::arg("dtype_of_row"), release())
       .def(
           "push",
           [](Handle& h, const MaybeTensors& dxs) {
-            const Recording recording(h.lin.create_graph);
-            const LedgerScope scope(h.report.ledger);
-            const int64_t K = rows_of(dxs);
-            return rows(sweep_forward(h.lin, K, directions(h.lin, dxs, K)));
+            return ask(h, [&](auto& lin, auto& report) { return push(lin, dxs, report); });
           },
           release())
       .def(
           "pull",
           [](Handle& h, const MaybeTensors& dgys) {
-            const Recording recording(h.lin.create_graph);
-            const LedgerScope scope(h.report.ledger);
-            const int64_t K = rows_of(dgys);
-            std::vector<Tangent> seeds;
-            for (size_t o = 0; o < dgys.size(); ++o) {
-              seeds.push_back(dgys[o] ? from_dense(*dgys[o], K) : Tangent());
-            }
-            return rows(sweep_back(h.lin, K, std::move(seeds)));
+            return ask(h, [&](auto& lin, auto& report) { return pull(lin, dgys, report); });
           },
           release())
       .def(
           "hvp",
           [](Handle& h, const MaybeTensors& dxs) {
-            const Recording recording(h.lin.create_graph);
-            const LedgerScope scope(h.report.ledger);
-            const int64_t K = rows_of(dxs);
-            return rows(sweep_hessian(h.lin, K, directions(h.lin, dxs, K), Half{}));
+            return ask(h, [&](auto& lin, auto& report) { return products(lin, dxs, report); });
           },
           release())
+      .def(
+          "quadratic",
+          [](Handle& h, const MaybeTensors& dxs) {
+            return ask(h, [&](auto& lin, auto& report) { return quadratic(lin, dxs, report); });
+          },
+          release())
+      .def(
+          "rows",
+          [](Handle& h, const std::vector<int64_t>& index) {
+            return ask(h, [&](auto& lin, auto& report) { return rows(lin, index, report); });
+          },
+          release())
+      .def(
+          "block",
+          [](Handle& h, size_t i, size_t j) {
+            return ask(h, [&](auto& lin, auto& report) { return block(lin, i, j, report); });
+          },
+          release())
+      .def(
+          "diagonal",
+          [](Handle& h) { return ask(h, [](auto& lin, auto& report) { return diagonal(lin, report); }); },
+          release())
+      .def(
+          "lower_triangle",
+          [](Handle& h) {
+            return ask(h, [](auto& lin, auto& report) { return lower_triangle(lin, report); });
+          },
+          release())
+      .def(
+          "batch_hessian",
+          [](Handle& h, const std::vector<std::vector<Tensor>>& gys, bool assume_separable) {
+            return ask(h, [&](auto& lin, auto& report) {
+              return (assume_separable ? assumed_batch_hessian : batch_hessian)(lin, gys, report);
+            });
+          },
+          py::arg("gys"), py::arg("assume_separable"), release())
+      .def_property_readonly("symmetric", [](const Handle& h) { return h.lin.graph.symmetric; })
       .def("report", &report_of);
   m.def(
       "linearize",
       [](std::vector<Tensor> outputs, std::vector<Tensor> inputs, const std::optional<MaybeTensors>& gys,
-         bool create_graph) {
-        return std::make_unique<Handle>(
-            Handle{linearize(std::move(outputs), std::move(inputs),
-                             gys ? unwrap(*gys) : std::vector<Tensor>(), create_graph),
-                   {}});
+         bool create_graph, bool keep) {
+        return std::make_unique<Handle>(linearize(std::move(outputs), std::move(inputs),
+                                                  gys ? unwrap(*gys) : std::vector<Tensor>(), create_graph,
+                                                  keep));
       },
-      py::arg("outputs"), py::arg("inputs"), py::arg("gys"), py::arg("create_graph"), release());
+      py::arg("outputs"), py::arg("inputs"), py::arg("gys"), py::arg("create_graph"), py::arg("keep") = false,
+      release());
   bind_user_rules(m);
   bind_tangent(m);
   bind_kernels(m);

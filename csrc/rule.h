@@ -72,6 +72,7 @@ struct Local {
   std::vector<Factor> first;         // elementwise: df/dx_i
   std::vector<Factor> second;        // elementwise: d2f/dx_i dx_j at [i * inputs + j]
   std::vector<Tensor> memo;          // values that a rule derived in one sweep and reuses in the next
+  std::vector<Tensor> bent;          // the same of the adjoint gy: gone when that changes
   std::shared_ptr<const void> plan;  // what the op's arguments come down to, in the rule's own terms
   Shape batch;                       // functions of matrices: the axes before those of the matrices
   bool vectors = false;              // and whether their right-hand sides are vectors

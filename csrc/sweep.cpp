@@ -1,5 +1,7 @@
 #include "sweep.h"
 
+#include "inner.h"
+
 #include <ATen/ATen.h>
 
 #include <algorithm>
@@ -122,9 +124,46 @@ Tangents gather(const std::vector<int>& index, const Slots& slots, int64_t K) {
   return t;
 }
 
-// Pushes the slots' tangents through the graph. For the Hessian (`only_curved`) nothing is pushed beyond the
-// last curved step, and a tangent is released once no curved step will want it on the way back.
-void forward(Linearization& lin, Slots& slots, const Live& live, int64_t K, bool only_curved) {
+// What the steps have to do, slot by slot.
+struct Course {
+  std::vector<int64_t> end;  // the adjoint tangent is asked for of the seeds [0, end)
+  std::vector<bool> bends;   // a step above it has curvature whose adjoint tangent is asked for
+
+  Course(const Graph& graph, int64_t K, const Asked& asked) : end(graph.slots.size(), K) {
+    for (const Slot& slot : graph.slots) bends.push_back(slot.curved_above);
+    if (asked.end.empty()) return;
+    std::fill(end.begin(), end.end(), 0);
+    std::fill(bends.begin(), bends.end(), false);
+    for (size_t i = 0; i < graph.inputs.size(); ++i) {
+      if (graph.inputs[i] >= 0) end[graph.inputs[i]] = asked.end[i];
+    }
+    for (const Step& step : graph.steps) {
+      for (int o : step.out) {
+        if (o >= 0) end[o] = of(step);
+      }
+    }
+    for (auto step = graph.steps.rbegin(); step != graph.steps.rend(); ++step) {
+      bool bent = step->rule->curve && of(*step) > 0;
+      for (int o : step->out) bent = bent || (o >= 0 && bends[o]);
+      for (int i : step->in) {
+        if (i >= 0 && bent) bends[i] = true;
+      }
+    }
+  }
+  // The most that any of the step's inputs is asked for.
+  int64_t of(const Step& step) const {
+    int64_t most = 0;
+    for (int i : step.in) most = i >= 0 ? std::max(most, end[i]) : most;
+    return most;
+  }
+};
+
+// Pushes the slots' tangents through the graph. For the Hessian nothing is pushed beyond the last curved step
+// of its course, and a tangent is released once no curved step will want it on the way back: at once where
+// `meet` sees every curved step's tangents now.
+using Meet = std::function<void(size_t step, const Tangents& dx)>;
+void forward(Linearization& lin, Slots& slots, const Live& live, int64_t K, const Course* course,
+             const Meet& meet = {}, const Watch& watch = {}) {
   const Graph& graph = lin.graph;
   std::vector<int> uses(graph.slots.size(), 0);
   for (const Step& step : graph.steps) {
@@ -134,21 +173,25 @@ void forward(Linearization& lin, Slots& slots, const Live& live, int64_t K, bool
   }
   for (size_t s = 0; s < graph.steps.size(); ++s) {
     const Step& step = graph.steps[s];
-    bool go = !only_curved;
-    for (int o : step.out) go = go || (o >= 0 && graph.slots[o].curved_above);
-    if (go) {
+    bool go = !course;
+    for (int o : step.out) go = go || (o >= 0 && course->bends[o]);
+    const bool met = meet && step.rule->curve;
+    if (go || met) {
       ledger().op = step.name.c_str();
       const Tangents dx = gather(step.in, slots, K);
-      if (!all_zero(dx)) {
-        live.begin_step();
+      if (!all_zero(dx)) live.begin_step();
+      if (met && !all_zero(dx)) meet(s, dx);
+      if (go && !all_zero(dx)) {
         Tangents dy = step.rule->push(lin.locals[s], dx);
         for (size_t o = 0; o < dy.size(); ++o) {
           const int slot = step.out[o];
-          if (slot >= 0 && !dy[o].zero()) slots.set(slot, conform(std::move(dy[o]), graph.slots[slot]));
+          if (slot < 0 || dy[o].zero()) continue;
+          slots.set(slot, conform(std::move(dy[o]), graph.slots[slot]));
+          if (watch) watch(step, slot, slots[slot]);
         }
       }
     }
-    if (!only_curved || step.rule->curve) continue;
+    if (!meet && (!course || step.rule->curve)) continue;
     for (int i : step.in) {
       if (i >= 0 && --uses[i] == 0) slots.release(i);
     }
@@ -168,7 +211,7 @@ std::vector<int> producers(const Graph& graph) {
 
 // A slot that is an input, or only a chain of views away from one, is where the sweep ends.
 std::optional<Demand> demand_of(Linearization& lin, const std::vector<int>& producer, int slot,
-                                const Half& half) {
+                                const Asked& asked) {
   const Graph& graph = lin.graph;
   std::vector<int> chain;
   int at = slot;
@@ -178,10 +221,10 @@ std::optional<Demand> demand_of(Linearization& lin, const std::vector<int>& prod
     chain.push_back(producer[at]);
     at = step.in[0];
   }
-  const int input = graph.slots[at].last_input;
+  const auto input = std::find(graph.inputs.begin(), graph.inputs.end(), at) - graph.inputs.begin();
   Demand demand;
   demand.shape = graph.slots[slot].shape;
-  demand.v_shift = half.begin[input];
+  demand.v_shift = asked.begin[input];
   demand.to_input = [&lin, chain](Term& term) {
     for (int s : chain) {
       Local& local = lin.locals[s];
@@ -202,7 +245,7 @@ std::optional<Demand> demand_of(Linearization& lin, const std::vector<int>& prod
 }
 
 std::vector<Tangent> back(Linearization& lin, Slots& dx_slots, Slots& dg, const Live& live, int64_t K,
-                          bool with_curve, const Half& half) {
+                          bool with_curve, const Asked& asked, const Course& course) {
   const Graph& graph = lin.graph;
   const std::vector<int> producer = producers(graph);
   // Slots whose tangent only moves from here to an input.
@@ -221,9 +264,7 @@ std::vector<Tangent> back(Linearization& lin, Slots& dx_slots, Slots& dg, const 
     const Step& step = graph.steps[s];
     Local& local = lin.locals[s];
     ledger().op = step.name.c_str();
-    int last_input = -1;
-    for (int i : step.in) last_input = i >= 0 ? std::max(last_input, graph.slots[i].last_input) : last_input;
-    const int64_t k_end = half.end.empty() ? K : half.end[last_input];
+    const int64_t k_end = course.of(step);
 
     live.begin_step();
     Tangents dgy = gather(step.out, dg, K);
@@ -231,33 +272,36 @@ std::vector<Tangent> back(Linearization& lin, Slots& dx_slots, Slots& dg, const 
       if (o >= 0) dg.release(o);
     }
     if (k_end < K) restrict_all(dgy, k_end);
+    for (size_t i = 0; i < step.in.size(); ++i)
+      local.wanted[i] = step.in[i] >= 0 && course.end[step.in[i]] > 0;
     auto collect = [&](Tangents gx) {
       for (size_t i = 0; i < gx.size(); ++i) {
         const int slot = step.in[i];
-        if (slot < 0 || gx[i].zero()) continue;
+        if (slot < 0 || gx[i].zero() || course.end[slot] <= 0) continue;
         dg.add(slot, conform(std::move(gx[i]), graph.slots[slot]), !ends[slot]);
       }
     };
     // One input of a product at a time: each has its own demand, and its own last seed.
     auto one_by_one = [&](const Tangents& tangents, const std::function<Tangents(const Tangents&)>& apply) {
+      const std::vector<bool> all = local.wanted;
       for (size_t i = 0; i < step.in.size(); ++i) {
-        if (step.in[i] < 0) continue;
+        if (!all[i]) continue;
         std::fill(local.wanted.begin(), local.wanted.end(), false);
         local.wanted[i] = true;
         Tangents own = tangents;
-        const int64_t own_end = half.end[graph.slots[step.in[i]].last_input];
+        const int64_t own_end = course.end[step.in[i]];
         if (own_end < k_end) restrict_all(own, own_end);
         if (!all_zero(own)) collect(apply(own));
       }
-      local.wanted = local.active;
+      local.wanted = all;
     };
-    const bool apart = step.rule->multiplies && !half.end.empty();
+    const bool apart = step.rule->multiplies && !asked.begin.empty();
     const bool together = with_curve && step.rule->both;
     if (!together && !all_zero(dgy)) {
       if (apart) {
         one_by_one(dgy, [&](const Tangents& own) {
           const size_t i = std::find(local.wanted.begin(), local.wanted.end(), true) - local.wanted.begin();
-          const auto wish = demand_of(lin, producer, step.in[i], half);
+          const auto wish = demand_of(lin, producer, step.in[i], asked);
           const DemandScope scope(wish ? &*wish : nullptr);
           return step.rule->pull(local, own);
         });
@@ -286,6 +330,7 @@ std::vector<Tangent> back(Linearization& lin, Slots& dx_slots, Slots& dg, const 
         }
       }
     }
+    local.wanted = local.active;
   }
   std::vector<Tangent> result;
   for (size_t i = 0; i < graph.inputs.size(); ++i) {
@@ -303,7 +348,7 @@ std::vector<Tangent> sweep_forward(Linearization& lin, int64_t K, const Seeds& s
   seeds(dxs);
   Live live;
   Slots slots(std::move(dxs), live);
-  forward(lin, slots, live, K, /*only_curved=*/false);
+  forward(lin, slots, live, K, nullptr);
   std::vector<Tangent> outputs;
   for (size_t o = 0; o < lin.graph.outputs.size(); ++o) {
     const int slot = lin.graph.outputs[o];
@@ -324,23 +369,86 @@ std::vector<Tangent> sweep_forward(Linearization& lin, int64_t K, const Seeds& s
 std::vector<Tangent> sweep_back(Linearization& lin, int64_t K, std::vector<Tangent> dgys) {
   Live live;
   Slots none({}, live), dg(at_outputs(lin, K, std::move(dgys)), live);
-  return back(lin, none, dg, live, K, /*with_curve=*/false, {});
+  return back(lin, none, dg, live, K, /*with_curve=*/false, {}, Course(lin.graph, K, {}));
 }
 
-std::vector<Tangent> sweep_hessian(Linearization& lin, int64_t K, const Seeds& seeds, const Half& half) {
+std::vector<Tangent> sweep_hessian(Linearization& lin, int64_t K, const Seeds& seeds, const Asked& asked) {
+  const Course course(lin.graph, K, asked);
   std::vector<Tangent> dxs = empty_slots(lin.graph, K);
   seeds(dxs);
   Live live;
   Slots slots(std::move(dxs), live), dg(empty_slots(lin.graph, K), live);
-  forward(lin, slots, live, K, /*only_curved=*/true);
-  return back(lin, slots, dg, live, K, /*with_curve=*/true, half);
+  forward(lin, slots, live, K, &course);
+  return back(lin, slots, dg, live, K, /*with_curve=*/true, asked, course);
 }
 
 std::vector<Tangent> sweep_hessian(Linearization& lin, int64_t K, std::vector<Tangent> kept,
                                    std::vector<Tangent> dgys) {
   Live live;
   Slots slots(std::move(kept), live), dg(at_outputs(lin, K, std::move(dgys)), live);
-  return back(lin, slots, dg, live, K, /*with_curve=*/true, {});
+  return back(lin, slots, dg, live, K, /*with_curve=*/true, {}, Course(lin.graph, K, {}));
+}
+
+namespace {
+
+// What curve makes of dx at a step, as the sweep will add it; empty where no adjoint is.
+Tangents bend(Linearization& lin, size_t s, const Tangents& dx) {
+  const Step& step = lin.graph.steps[s];
+  const auto& gy = lin.adjoints[s];
+  if (std::none_of(gy.begin(), gy.end(), [](const Tensor& g) { return g.defined(); })) return {};
+  Tangents bent = step.rule->curve(lin.locals[s], gy, dx);
+  for (size_t i = 0; i < bent.size(); ++i) {
+    if (!bent[i].zero()) bent[i] = conform(std::move(bent[i]), lin.graph.slots[step.in[i]]);
+  }
+  return bent;
+}
+
+void add_inner(const Tensor& sum, const Tangents& bent, const Tangents& dx) {
+  for (size_t i = 0; i < bent.size(); ++i) {
+    if (!dx[i].zero() && !bent[i].zero()) add_inner(sum, bent[i], dx[i]);
+  }
+}
+
+Tensor no_sum(const Linearization& lin, int64_t K, int64_t n) {
+  return at::zeros({K / n, n, n}, lin.inputs[0].options().requires_grad(std::nullopt));
+}
+
+}  // namespace
+
+Tensor sweep_quadratic(Linearization& lin, int64_t K, int64_t n, const Seeds& seeds) {
+  const Course course(lin.graph, K, {});
+  std::vector<Tangent> dxs = empty_slots(lin.graph, K);
+  seeds(dxs);
+  const Tensor sum = no_sum(lin, K, n);
+  Live live;
+  Slots slots(std::move(dxs), live);
+  forward(lin, slots, live, K, &course,
+          [&](size_t s, const Tangents& dx) { add_inner(sum, bend(lin, s, dx), dx); });
+  return sum;
+}
+
+std::vector<Tensor> sweep_quadratic(Linearization& lin, int64_t K, int64_t n, const Seeds& seeds,
+                                    std::vector<Seeding>& seedings, const Watch& watch) {
+  std::vector<Tangent> dxs = empty_slots(lin.graph, K);
+  seeds(dxs);
+  std::vector<Tensor> sums;
+  for (size_t m = 0; m < seedings.size(); ++m) sums.push_back(no_sum(lin, K, n));
+  Live live;
+  Slots slots(std::move(dxs), live);
+  auto meet = [&](size_t s, const Tangents& dx) {
+    const Step& step = lin.graph.steps[s];
+    for (size_t m = 0; m < seedings.size(); ++m) {
+      exchange(lin, seedings[m], s);
+      const Tangents bent = bend(lin, s, dx);
+      exchange(lin, seedings[m], s);
+      for (size_t i = 0; watch && i < bent.size(); ++i) {
+        if (!bent[i].zero()) watch(step, step.in[i], bent[i]);
+      }
+      add_inner(sums[m], bent, dx);
+    }
+  };
+  forward(lin, slots, live, K, nullptr, meet, watch);
+  return sums;
 }
 
 }  // namespace hesse

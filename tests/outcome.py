@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from itertools import product
 
 import torch
+from torch.utils import _pytree as pytree
 
 FLAGS = [
     {
@@ -68,6 +69,13 @@ def assert_close(got, want, tol=None):
     scale = float(finite.abs().max()) if finite.numel() else 1.0
     tol = tol or tolerance(want.dtype)
     torch.testing.assert_close(got, want, rtol=tol, atol=tol * max(scale, 1.0), equal_nan=True)
+
+
+def assert_trees_close(got, want, tol=None):
+    """The same structure of close tensors."""
+    assert pytree.tree_structure(got) == pytree.tree_structure(want)
+    for a, b in zip(pytree.tree_leaves(got), pytree.tree_leaves(want), strict=True):
+        assert_close(a, b, tol)
 
 
 def assert_same(got, want, tol=None):

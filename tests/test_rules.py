@@ -213,6 +213,19 @@ def test_curve_is_symmetric(p, tolerance):
     torch.testing.assert_close(inner(u, hv), inner(v, hu), **tolerance)
 
 
+@every_scenario
+def test_a_linearization_forgets_the_seeds_it_had_before(scenario):
+    from hesse import _C
+
+    p = point(Case(scenario, "plain"))
+    others = [torch.full_like(g, 0.5) for g in p.gys]
+    lin = _C.linearize(p.ys, p.xs, others, False)
+    lin.hvp(p.dxs)
+    lin.seed(p.gys)
+    for mine, wanted in zip(lin.hvp(p.dxs), p.lin.hvp(p.dxs), strict=True):
+        torch.testing.assert_close(mine, wanted)
+
+
 # ---- compositions --------------------------------------------------------------------------------
 
 

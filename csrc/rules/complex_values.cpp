@@ -152,8 +152,8 @@ void complex_values() {
       "AbsBackward0", [](const Tensor& x, const Local&) { return x.sgn(); },
       [](Local& l, const Tensor& gy, const Tangent& dx) {
         const Tensor &x = l.saved[0], &s = l.saved[1];
-        if (l.memo.empty()) l.memo = {gy * where_nonzero(x, x.abs().reciprocal())};
-        return scale(minus(dx, scale(real(scale(dx, conjugated(s))), s)), l.memo[0]);
+        if (l.bent.empty()) l.bent = {gy * where_nonzero(x, x.abs().reciprocal())};
+        return scale(minus(dx, scale(real(scale(dx, conjugated(s))), s)), l.bent[0]);
       });
   // the angle: u = i / conj(x), dgx = gy conj(i dx / x^2)
   real_valued<gen::AngleBackward0>(
@@ -161,8 +161,8 @@ void complex_values() {
       [](const Tensor& x, const Local& l) { return where_nonzero(x, imaginary_unit(l) / conjugated(x)); },
       [](Local& l, const Tensor& gy, const Tangent& dx) {
         const Tensor& u = l.saved[1];
-        if (l.memo.empty()) l.memo = {gy * u * u * imaginary_unit(l)};
-        return scale(conj(dx), l.memo[0]);
+        if (l.bent.empty()) l.bent = {gy * u * u * imaginary_unit(l)};
+        return scale(conj(dx), l.bent[0]);
       });
 }
 

@@ -41,7 +41,7 @@ Shape per_axis(const std::vector<c10::SymInt>& v, size_t rank) {
   return s;
 }
 
-// saved: x, w; undefined where the other one is not active. memo: U(x), U'(gy), made when first used.
+// saved: x, w; undefined where the other one is not active. memo: U(x); bent: U'(gy); made when first used.
 const Tensor& x_of(const Local& l) { return l.saved[0]; }
 const Tensor& w_of(const Local& l) { return l.saved[1]; }
 
@@ -52,7 +52,6 @@ Shape shape_of(const Local& l, size_t i) {
 void save(Local& l) {
   auto& n = node<N>(l);
   l.saved = {l.unpack(n.input_), l.unpack(n.weight_)};
-  l.memo.resize(2);
 }
 
 Conv conv_of(Local& l) {
@@ -127,13 +126,13 @@ Tensor unfolded(const Tensor& x, const Conv& c) {
 }
 
 const Tensor& unfolded_x(Local& l, const Conv& c) {
-  if (!l.memo[0].defined()) l.memo[0] = unfolded(x_of(l), c);
+  if (l.memo.empty()) l.memo = {unfolded(x_of(l), c)};
   return l.memo[0];
 }
 
 const Tensor& unfolded_gy(Local& l, const Conv& c, const Tensor& gy) {
-  if (!l.memo[1].defined()) l.memo[1] = unfolded(gy, transpose(c));
-  return l.memo[1];
+  if (l.bent.empty()) l.bent = {unfolded(gy, transpose(c))};
+  return l.bent[0];
 }
 
 // A transposed convolution of stride 1 as the plain one that it is: taps in reverse, channels in opposite

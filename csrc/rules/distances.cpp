@@ -49,7 +49,7 @@ void save_pairs(Local& l, const Tensor& z, double p) {
   l.saved = {z, y, slope(z, y, p)};
 }
 
-// saved: z [B, p, r, m], y [B, p, r, 1], f; memo: g [B, p, r], a, and a summed over r and over p.
+// saved: z [B, p, r, m], y [B, p, r, 1], f; bent: g [B, p, r], a, and a summed over r and over p.
 struct Pairs {
   Local& l;
   double p;
@@ -74,19 +74,19 @@ struct Pairs {
     return dgx;
   }
   Tangents curve(const Tensor& gy, const Tangents& dx) const {
-    if (l.memo.empty()) {
+    if (l.bent.empty()) {
       const Tensor same = y().eq(0), weight = gy.unsqueeze(3) * (p - 1);
       const Tensor a = weight * bow(z(), y(), p);
-      l.memo = {(weight / y().masked_fill(same, 1)).masked_fill(same, 0).squeeze(3), a, a.sum(2), a.sum(1)};
+      l.bent = {(weight / y().masked_fill(same, 1)).masked_fill(same, 0).squeeze(3), a, a.sum(2), a.sum(1)};
     }
-    Tangents dgx = pull(scale(scale(push(dx), l.memo[0]), -1.0));
+    Tangents dgx = pull(scale(scale(push(dx), l.bent[0]), -1.0));
     if (to_first) {
-      if (!dx[0].zero()) add_to(dgx[0], scale(dx[0], l.memo[2]));
-      if (!dx[1].zero()) add_to(dgx[0], scale(einsum(dx[1], "brm", l.memo[1], "bprm", "bpm"), -1.0));
+      if (!dx[0].zero()) add_to(dgx[0], scale(dx[0], l.bent[2]));
+      if (!dx[1].zero()) add_to(dgx[0], scale(einsum(dx[1], "brm", l.bent[1], "bprm", "bpm"), -1.0));
     }
     if (to_second) {
-      if (!dx[1].zero()) add_to(dgx[1], scale(dx[1], l.memo[3]));
-      if (!dx[0].zero()) add_to(dgx[1], scale(einsum(dx[0], "bpm", l.memo[1], "bprm", "brm"), -1.0));
+      if (!dx[1].zero()) add_to(dgx[1], scale(dx[1], l.bent[3]));
+      if (!dx[0].zero()) add_to(dgx[1], scale(einsum(dx[0], "bpm", l.bent[1], "bprm", "brm"), -1.0));
     }
     return dgx;
   }

@@ -72,14 +72,14 @@ Tangents elementwise_pull(Local& l, const Tangents& dgy) {
 Tangents elementwise_curve(Local& l, const std::vector<Tensor>& gy, const Tangents& dx) {
   const size_t n = l.inputs();
   Tangents dgx(n);
-  if (l.memo.empty()) l.memo.resize(n * n);  // gy * f_ij, shared by all chunks
+  if (l.bent.empty()) l.bent.resize(n * n);  // gy * f_ij, shared by all chunks
   Scaled scaled;
   for (size_t i = 0; i < n; ++i) {
     if (!l.wanted[i]) continue;
     for (size_t j = 0; j < n; ++j) {
       const Factor& f = l.second[i * n + j];
       if (dx[j].zero() || f.zero()) continue;
-      Tensor& c = l.memo[i * n + j];
+      Tensor& c = l.bent[i * n + j];
       if (!c.defined()) c = f.c.defined() ? at::mul(gy[0], conjugated(f).c) : gy[0];
       Factor by(c);
       by.alpha = f.alpha;

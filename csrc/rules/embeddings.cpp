@@ -116,12 +116,12 @@ void embedding_bag() {
     const auto& b = plan<Bags>(l);
     Tangents dgx(l.inputs());
     if (!b.w.defined()) return dgx;
-    if (l.memo.empty()) l.memo = {pick(b.bags, gy[0])};
+    if (l.bent.empty()) l.bent = {pick(b.bags, gy[0])};
     if (wanted(l, 0) && moves(dx, 1)) {
-      dgx[0] = unpick(b.rows, scale(wide(b, column(l, dx[1])), l.memo[0]));
+      dgx[0] = unpick(b.rows, scale(wide(b, column(l, dx[1])), l.bent[0]));
     }
     if (wanted(l, 1) && moves(dx, 0)) {
-      const Tangent met = scale(pick(b.rows, cast(dx[0], dtype_of(l))), l.memo[0]);
+      const Tangent met = scale(pick(b.rows, cast(dx[0], dtype_of(l))), l.bent[0]);
       dgx[1] = view(sum(met, {1}, false), l.in_shape[1]);
     }
     return dgx;

@@ -41,8 +41,8 @@ void cholesky(const char* name) {
         const Dual phi({}, seen[1].t);
         Dual m = turned(n, gy[0]);
         if (phi.moves()) {
-          if (l.memo.empty()) l.memo = {at::matmul(L.mT(), m.v)};
-          m = {l.memo[0], (transposed(phi) * Dual(l.memo[0])).t};
+          if (l.bent.empty()) l.bent = {at::matmul(L.mT(), m.v)};
+          m = {l.bent[0], (transposed(phi) * Dual(l.bent[0])).t};
         } else {
           m = Dual(L.mT()) * m;
         }

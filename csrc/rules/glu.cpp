@@ -57,9 +57,9 @@ void forward() {
   };
   rule.curve = [halves](Local& l, const std::vector<Tensor>& gy, const Tangents& dx) -> Tangents {
     const Halves h = halves(l);
-    if (l.memo.empty()) l.memo = {gy[0] * l.saved[2], gy[0] * l.saved[3]};
+    if (l.bent.empty()) l.bent = {gy[0] * l.saved[2], gy[0] * l.saved[3]};
     const Tangent a = h.take_a(dx[0]), b = h.take_b(dx[0]);
-    return {h.joined(scale(b, l.memo[0]), plus(scale(a, l.memo[0]), scale(b, l.memo[1])))};
+    return {h.joined(scale(b, l.bent[0]), plus(scale(a, l.bent[0]), scale(b, l.bent[1])))};
   };
   add_rule("GluBackward0", std::move(rule));
 }
@@ -108,23 +108,23 @@ void backward() {
     Tangents dgx(2);
     if (!l.active[1]) return dgx;
     const Halves h = halves(l);
-    if (l.memo.empty()) {  // second derivatives by g and a, g and b, a and b, b and b
+    if (l.bent.empty()) {  // second derivatives by g and a, g and b, a and b, b and b
       const int64_t dim = node<N>(l).dim, n = gy[0].size(dim) / 2;
       const Tensor ha = gy[0].narrow(dim, 0, n), hb = gy[0].narrow(dim, n, n);
       const Tensor &g = l.saved[4], &a = l.saved[5], &s1 = l.saved[6], &s2 = l.saved[7], &s3 = l.saved[8];
-      l.memo = {hb * s1, ha * s1 + hb * a * s2, hb * g * s2, g * (ha * s2 + hb * a * s3)};
+      l.bent = {hb * s1, ha * s1 + hb * a * s2, hb * g * s2, g * (ha * s2 + hb * a * s3)};
     }
     Tangent a, b;
     if (!dx[0].zero() && l.wanted[1]) {
-      add_to(a, scale(dx[0], l.memo[0]));
-      add_to(b, scale(dx[0], l.memo[1]));
+      add_to(a, scale(dx[0], l.bent[0]));
+      add_to(b, scale(dx[0], l.bent[1]));
     }
     if (!dx[1].zero()) {
       const Tangent ta = h.take_a(dx[1]), tb = h.take_b(dx[1]);
-      if (l.wanted[0]) dgx[0] = plus(scale(ta, l.memo[0]), scale(tb, l.memo[1]));
+      if (l.wanted[0]) dgx[0] = plus(scale(ta, l.bent[0]), scale(tb, l.bent[1]));
       if (l.wanted[1]) {
-        add_to(a, scale(tb, l.memo[2]));
-        add_to(b, plus(scale(ta, l.memo[2]), scale(tb, l.memo[3])));
+        add_to(a, scale(tb, l.bent[2]));
+        add_to(b, plus(scale(ta, l.bent[2]), scale(tb, l.bent[3])));
       }
     }
     if (a.K > 0) dgx[1] = h.joined(a, b);

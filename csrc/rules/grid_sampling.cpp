@@ -234,7 +234,7 @@ Tensor sampled(const Tensor& x, const Sizes& z, const Tensor& index, const Tenso
 // ---- the rule -----------------------------------------------------------------------------------------
 
 // saved: index, w [N, P, Q, 1], and of an active grid that bends y: w_a [N, P, Q, A], A(w_a, x) [N, C, P, A].
-// memo: sum_c gy A(w_ab, x), as [N, P, A, A].
+// bent: sum_c gy A(w_ab, x), as [N, P, A, A].
 template <class N>
 struct Sampling {
   static Tensor image(Local& l) { return l.unpack(node<N>(l).input_); }
@@ -300,12 +300,12 @@ struct Sampling {
     if (!dx[0].zero())
       dgg = sum(scale(sampled(dx[0], z, l.saved[0], l.saved[2]), g.unsqueeze(-1)), {1}, false);
     if (!dx[1].zero()) {
-      if (l.memo.empty()) {
+      if (l.bent.empty()) {
         const Tensor w = stencil(l, z).second(z).to(dtype_of(l));
         const Tensor bent = (sampled(image(l), z, l.saved[0], w) * g.unsqueeze(-1)).sum(1);
-        l.memo = {bent.reshape({z.N, z.P, z.A, z.A})};
+        l.bent = {bent.reshape({z.N, z.P, z.A, z.A})};
       }
-      Tangent t = einsum(view(dx[1], {z.N, z.P, z.A}), "npb", l.memo[0], "npab", "npa");
+      Tangent t = einsum(view(dx[1], {z.N, z.P, z.A}), "npb", l.bent[0], "npab", "npa");
       if (dgg.zero()) {
         dgg = std::move(t);
       } else {

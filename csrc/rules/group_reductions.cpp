@@ -196,7 +196,7 @@ Tangents pull(Local& l, const Tangents& dgy) {
   return fit(g, l, std::move(dgx));
 }
 
-// memo: gy P_jk by pairs of sides.
+// bent: gy P_jk by pairs of sides.
 Tangents live_curve(const Groups& g, Local& l, const Tensor& gy, const Tangents& dx) {
   const Picks& p = g.at;
   const int64_t M = g.line.size(-1), n = g.owning() ? M - p.index.size(-1) : 0;
@@ -205,7 +205,7 @@ Tangents live_curve(const Groups& g, Local& l, const Tensor& gy, const Tangents&
   auto part = [&](size_t i, const Tensor& t, int64_t dim) {
     return i == elements(g) ? t.narrow(dim, n, M - n) : t.narrow(dim, 0, n);
   };
-  if (l.memo.empty()) {
+  if (l.bent.empty()) {
     Tensor by = laid_out(p.y, pick(Picks{p.x, p.y, p.carried, p.index, {}}, gy), p.carried);
     if (n > 0) by = at::cat({laid_out(p.x, gy, p.carried), by}, -1);
     const Tensor others = g.together.unsqueeze(-2) & at::eye(M, g.together.options()).logical_not();
@@ -213,7 +213,7 @@ Tangents live_curve(const Groups& g, Local& l, const Tensor& gy, const Tangents&
     const Tensor P = at::where(others, g.line.unsqueeze(-2).unsqueeze(-2), one).prod(-1) * g.together;
     const Tensor matrix = P * by.unsqueeze(-1) * g.initial;
     for (size_t i = 0; i < inputs; ++i) {
-      for (size_t j = 0; j < inputs; ++j) l.memo.push_back(part(j, part(i, matrix, -2), -1));
+      for (size_t j = 0; j < inputs; ++j) l.bent.push_back(part(j, part(i, matrix, -2), -1));
     }
   }
   auto multiply = [](const Tensor& rows, const Tensor& matrix) {
@@ -225,7 +225,7 @@ Tangents live_curve(const Groups& g, Local& l, const Tensor& gy, const Tangents&
       if (!l.wanted[i] || dx[j].zero()) continue;
       Tangent t = cast(dx[j], dtype_of(l));
       auto along = [&](Tangent s, int64_t axis, int64_t size) {
-        return map_axes(std::move(s), {axis}, {size}, multiply, l.memo[i * inputs + j]);
+        return map_axes(std::move(s), {axis}, {size}, multiply, l.bent[i * inputs + j]);
       };
       add_to(dgx[i], moved(p, std::move(t), side(j), side(i), along));
     }
@@ -239,24 +239,24 @@ Tangents curve(Local& l, const std::vector<Tensor>& gy, const Tangents& dx) {
   if (g.kind == Groups::linear) return dgx;
   if (g.kind == Groups::live_product) return live_curve(g, l, gy[0], dx);
   const size_t i = elements(g);
-  if (l.memo.empty()) {
+  if (l.bent.empty()) {
     const Tensor g0 = gy[0] * g.c0, g1 = gy[0] * g.c1, g2 = gy[0] * g.c2;
     auto square = [&](const Part& p, const Tensor& a, const Tensor& b) { return p.u * p.u * a + p.e * b; };
-    l.memo = {g0, g1, g2, square(g.element, pick(g.at, g0), pick(g.at, g2)),
+    l.bent = {g0, g1, g2, square(g.element, pick(g.at, g0), pick(g.at, g2)),
               g.owning() ? g.m * square(g.own, g0, g2) : Tensor()};
   }
   const Tangent U = total(g, l, dx, &Part::u), E = total(g, l, dx, &Part::e);
-  Tangent a = scale(U, l.memo[0]), b = scale(U, l.memo[1]);
-  accumulate(a, scale(E, l.memo[1]));
-  accumulate(b, scale(E, l.memo[2]));
+  Tangent a = scale(U, l.bent[0]), b = scale(U, l.bent[1]);
+  accumulate(a, scale(E, l.bent[1]));
+  accumulate(b, scale(E, l.bent[2]));
   spread(g, l, a, &Part::u, dgx);
   spread(g, l, b, &Part::e, dgx);
   auto without_itself = [&](size_t j, const Tensor& c, const Shape& shape) {
     if (!l.wanted[j] || dx[j].zero()) return;
     add_to(dgx[j], scale(scale(fitted(cast(dx[j], dtype_of(l)), shape), c), -1.0));
   };
-  without_itself(i, l.memo[3], g.at.y.whole);
-  if (g.owning()) without_itself(0, l.memo[4], g.at.x.whole);
+  without_itself(i, l.bent[3], g.at.y.whole);
+  if (g.owning()) without_itself(0, l.bent[4], g.at.x.whole);
   return fit(g, l, std::move(dgx));
 }
 

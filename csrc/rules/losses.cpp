@@ -42,8 +42,8 @@ void loss(const char* name, First first, Second second) {
       inner.second.assign(l.inputs() * l.inputs(), Factor(0.0));
       second(node<N>(l), inner);
     }
-    if (l.memo.empty()) l.memo = {factor(l) == 1.0 ? gy[0] : gy[0] * factor(l)};
-    return elementwise_curve(inner, {l.memo[0].expand(inner.out_shape[0])}, dx);
+    if (l.bent.empty()) l.bent = {factor(l) == 1.0 ? gy[0] : gy[0] * factor(l)};
+    return elementwise_curve(inner, {l.bent[0].expand(inner.out_shape[0])}, dx);
   };
   add_rule(name, std::move(rule));
 }
@@ -134,8 +134,8 @@ void multi_margin() {
   rule.pull = [](Local& l, const Tangents& dgy) { return reduction_pull(l, scores<N>(l, 1), dgy); };
   rule.curve = [=](Local& l, const std::vector<Tensor>& gy, const Tangents& dx) -> Tangents {
     if (!gy[0].defined() || node<N>(l).p.toDouble() == 1.0) return Tangents(1);
-    if (l.memo.empty()) l.memo = {2 * l.saved[3] * l.saved[2] * gy[0].reshape(scores<N>(l, 1).kept)};
-    return {against_transposed(l, scale(against(l, dx[0]), l.memo[0]))};
+    if (l.bent.empty()) l.bent = {2 * l.saved[3] * l.saved[2] * gy[0].reshape(scores<N>(l, 1).kept)};
+    return {against_transposed(l, scale(against(l, dx[0]), l.bent[0]))};
   };
   add_rule("MultiMarginLossBackward0", std::move(rule));
 }

@@ -61,10 +61,10 @@ void cross() {
     return dgx;
   };
   rule.curve = [apply, of](Local& l, const std::vector<Tensor>& gy, const Tangents& dx) {
-    if (l.memo.empty()) l.memo = {of(l, gy[0])};
+    if (l.bent.empty()) l.bent = {of(l, gy[0])};
     Tangents dgx(2);
-    if (l.wanted[0] && !dx[1].zero()) dgx[0] = apply(l, dx[1], l.memo[0], -1.0);
-    if (l.wanted[1] && !dx[0].zero()) dgx[1] = apply(l, dx[0], l.memo[0], 1.0);
+    if (l.wanted[0] && !dx[1].zero()) dgx[0] = apply(l, dx[1], l.bent[0], -1.0);
+    if (l.wanted[1] && !dx[0].zero()) dgx[1] = apply(l, dx[0], l.bent[0], 1.0);
     return dgx;
   };
   add_rule("LinalgCrossBackward0", std::move(rule));
@@ -154,20 +154,20 @@ void trilinear() {
     }
     return dgx;
   };
-  // memo: at k, what gy and input k make.
+  // bent: at k, what gy and input k make.
   rule.curve = [](Local& l, const std::vector<Tensor>& gy, const Tangents& dx) {
     const Names names = names_of(node<N>(l), l);
     Duals dgx(3);
-    l.memo.resize(3);
+    l.bent.resize(3);
     for (size_t i = 0; i < 3; ++i) {
       for (size_t j = 0; j < 3; ++j) {
         if (i == j || !l.wanted[i] || dx[j].zero()) continue;
         const size_t k = 3 - i - j;
         const std::string w = shared(names.out, names.in[k], names.in[i], names.in[j]);
-        if (!l.memo[k].defined()) {
-          l.memo[k] = at::einsum(names.out + "," + names.in[k] + "->" + w, {gy[0], l.saved[k]});
+        if (!l.bent[k].defined()) {
+          l.bent[k] = at::einsum(names.out + "," + names.in[k] + "->" + w, {gy[0], l.saved[k]});
         }
-        dgx[i] = dgx[i] + Dual({}, einsum(dx[j], names.in[j], l.memo[k], w, names.in[i]));
+        dgx[i] = dgx[i] + Dual({}, einsum(dx[j], names.in[j], l.bent[k], w, names.in[i]));
       }
     }
     return Tangents{std::move(dgx[0].t), std::move(dgx[1].t), std::move(dgx[2].t)};

@@ -32,7 +32,7 @@ struct Moved {
   Tangent t, mean, h_mean;  // t, mean(t), mean(h t)
 };
 
-// saved: h, r, w (undefined: 1); memo: g, r c, r g, r h.
+// saved: h, r, w (undefined: 1); bent: g, r c, r g, r h.
 struct Layer {
   Local& l;
   Layout at;
@@ -116,13 +116,13 @@ Tangents curve(const Layer& layer, const std::vector<Tensor>& gys, const Tangent
     const Tangent dh = layer.jacobian(m);
     if (gy.defined() && wanted(l, 1)) dgx[1] = layer.to_parameter(scale(dh, gy), 1);
     if (bow && gy.defined()) {
-      if (l.memo.empty()) {
+      if (l.bent.empty()) {
         const Tensor wg = w.defined() ? w * gy : gy, c = layer.mean(h * wg), g = layer.jacobian(wg, c);
-        l.memo = {g, r * c, r * g, r * h};
+        l.bent = {g, r * c, r * g, r * h};
       }
-      Tangent t = scale(dh, l.memo[1]);
-      accumulate(t, scale(layer.wide(m.h_mean), l.memo[2]));
-      accumulate(t, scale(layer.wide(layer.mean(scale(m.t, l.memo[0]))), l.memo[3]));
+      Tangent t = scale(dh, l.bent[1]);
+      accumulate(t, scale(layer.wide(m.h_mean), l.bent[2]));
+      accumulate(t, scale(layer.wide(layer.mean(scale(m.t, l.bent[0]))), l.bent[3]));
       dgx[0] = scale(std::move(t), -1.0);
     }
     if (bow && gr.defined()) {
@@ -249,21 +249,21 @@ void weight_norm() {
     if (!gy[0].defined()) return dgx;
     const Axes a = axes(l);
     const Tensor &u = l.saved[0], &g = l.saved[1], &inverse = l.saved[2], &t = gy[0];
-    if (l.memo.empty()) {
+    if (l.bent.empty()) {
       const Tensor along = (u * t).sum(a.gone, true), p = (t - u * along) * inverse;
-      l.memo = {p, p * g * inverse, along * g * inverse, u * g * inverse};
+      l.bent = {p, p * g * inverse, along * g * inverse, u * g * inverse};
     }
     if (moves(dx, 0)) {
       const Tangent du = jacobian(l, a, dx[0]), t_du = met(a, du, t);
       if (l.wanted[0]) {
-        Tangent sum = scale(spread(met(a, dx[0], u), a), l.memo[1]);
-        accumulate(sum, scale(du, l.memo[2]));
-        accumulate(sum, scale(spread(t_du, a), l.memo[3]));
+        Tangent sum = scale(spread(met(a, dx[0], u), a), l.bent[1]);
+        accumulate(sum, scale(du, l.bent[2]));
+        accumulate(sum, scale(spread(t_du, a), l.bent[3]));
         dgx[0] = scale(std::move(sum), -1.0);
       }
       if (l.wanted[1]) dgx[1] = view(t_du, l.in_shape[1]);
     }
-    if (moves(dx, 1) && l.wanted[0]) add_to(dgx[0], scale(spread(dx[1], a), l.memo[0]));
+    if (moves(dx, 1) && l.wanted[0]) add_to(dgx[0], scale(spread(dx[1], a), l.bent[0]));
     return dgx;
   };
   add_rule("WeightNormInterfaceBackward0", std::move(rule));

@@ -25,7 +25,7 @@ void add(Tangent& sum, const Tangent& t, const Tensor& f) {
   }
 }
 
-// saved: 1 - m + m w, m x, m g, m; memo: m gy_0, m gy_1.
+// saved: 1 - m + m w, m x, m g, m; bent: m gy_0, m gy_1.
 void save(Local& l) {
   auto& n = node<N>(l);
   const Tensor x = l.unpack(n.self_), m = indicator(l, x < 0);
@@ -61,10 +61,10 @@ void prelu_backward() {
     return dgx;
   };
   rule.curve = [](Local& l, const std::vector<Tensor>& gy, const Tangents& dx) {
-    if (l.memo.empty()) {
-      for (const Tensor& g : gy) l.memo.push_back(g.defined() ? g * l.saved[3] : Tensor());
+    if (l.bent.empty()) {
+      for (const Tensor& g : gy) l.bent.push_back(g.defined() ? g * l.saved[3] : Tensor());
     }
-    const Tensor &by_w = l.memo[0], &by_x = l.memo[1];
+    const Tensor &by_w = l.bent[0], &by_x = l.bent[1];
     Tangents dgx(3);
     if (by_x.defined()) {
       if (l.wanted[0]) add(dgx[0], dx[1], by_x);

@@ -36,7 +36,7 @@ Factor norm_slope(const Tensor& x, const Tensor& y, double p, const Axes& a) {
 Tangent norm_bend(Local& l, double p, const Axes& a, const Tensor& gy, const Tangent& dx) {
   if (!bends(p)) return zero_like(dx, a.in);
   const Tensor &x = l.saved[0], &y = l.saved[1], &f = l.first[0].c;
-  if (l.memo.empty()) {
+  if (l.bent.empty()) {
     // From p = 3 on the curvature at y = 0 is zero by the same convention; below it is infinite, and stays
     // so.
     Tensor g = gy * (p - 1) / y;
@@ -47,9 +47,9 @@ Tangent norm_bend(Local& l, double p, const Axes& a, const Tensor& gy, const Tan
       if (p >= 3) d = d.masked_fill(y == 0, 0);
       d = d * (gy * (p - 1));
     }
-    l.memo = {d, g * f};
+    l.bent = {d, g * f};
   }
-  return minus(scale(dx, l.memo[0]), scale(spread(total(scale(dx, f), a), a), l.memo[1]));
+  return minus(scale(dx, l.bent[0]), scale(spread(total(scale(dx, f), a), a), l.bent[1]));
 }
 
 double order(const at::Scalar& p) { return p.toDouble(); }
@@ -164,12 +164,12 @@ Factor std_slope(N& n, Local& l, const Tensor& y, const Axes& a) {
 
 const auto std_bend = [](auto& n, Local& l, const Axes& a, const Tensor& gy, const Tangent& dx) {
   const Factor& f = l.first[0];
-  if (l.memo.empty()) {
+  if (l.bent.empty()) {
     const Tensor g = gy * l.saved[0];
-    l.memo = {g, g * f.c};
+    l.bent = {g, g * f.c};
   }
-  Tangent t = scale(scale(centred(dx, a), l.memo[0]), 1 / std::max(0.0, freedom(n, a)));
-  return minus(std::move(t), scale(scale(spread(total(scale(dx, f), a), a), l.memo[1]), f.alpha));
+  Tangent t = scale(scale(centred(dx, a), l.bent[0]), 1 / std::max(0.0, freedom(n, a)));
+  return minus(std::move(t), scale(scale(spread(total(scale(dx, f), a), a), l.bent[1]), f.alpha));
 };
 
 // ---- extrema ------------------------------------------------------------------------------------------
@@ -230,8 +230,8 @@ void reductions() {
       },
       [](auto&, Local& l, const Axes& a, const Tensor& gy, const Tangent& dx) {
         const Tensor& f = l.first[0].c;
-        if (l.memo.empty()) l.memo = {gy * f};
-        return scale(minus(dx, spread(total(scale(dx, f), a), a)), l.memo[0]);
+        if (l.bent.empty()) l.bent = {gy * f};
+        return scale(minus(dx, spread(total(scale(dx, f), a), a)), l.bent[0]);
       });
 
   // ---- norms, variance --------------------------------------------------------------------------------

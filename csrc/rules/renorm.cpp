@@ -58,16 +58,16 @@ void save(Local& l) {
 Tangents curve(Local& l, const std::vector<Tensor>& gy, const Tangents& dx) {
   const Axes a = slices(l);
   const Tensor &x = l.saved[0], &g = l.saved[1], &s1 = l.saved[3], &s2 = l.saved[4];
-  if (l.memo.empty()) {
+  if (l.bent.empty()) {
     const Tensor xg = (x * gy[0]).sum(a.gone, true), h = s1 * xg;
     Tensor along = s1 * gy[0] + s2 * xg * g;
     if (l.saved[6].defined()) along = along - h * l.saved[6] * g;
-    l.memo = {along, s1 * g, l.saved[5].defined() ? h * l.saved[5] : Tensor()};
+    l.bent = {along, s1 * g, l.saved[5].defined() ? h * l.saved[5] : Tensor()};
   }
   const Tangent& t = dx[0];
-  Tangent dgx = scale(met(t, g, a), l.memo[0]);
-  accumulate(dgx, scale(met(t, gy[0], a), l.memo[1]));
-  if (l.memo[2].defined()) accumulate(dgx, scale(t, l.memo[2]));
+  Tangent dgx = scale(met(t, g, a), l.bent[0]);
+  accumulate(dgx, scale(met(t, gy[0], a), l.bent[1]));
+  if (l.bent[2].defined()) accumulate(dgx, scale(t, l.bent[2]));
   return {std::move(dgx)};
 }
 

@@ -15,7 +15,6 @@ namespace hesse {
 struct Replay {
   Linearization lin;
   std::vector<size_t> input, output;  // which of the op's the inputs and outputs of `lin` are
-  bool adjoints = false;              // known to `lin`
   // From push to curve: dx, and the tangents that it became. A curve that is asked for fewer seeds sweeps
   // anew.
   Tangents dx;
@@ -139,11 +138,11 @@ Tangents pull(Local& l, const Tangents& dgy) {
 
 Tangents both(Local& l, const std::vector<Tensor>& gy, const Tangents& dgy, const Tangents& dx) {
   Replay& r = *l.replay;
-  if (!r.adjoints) {
-    std::vector<Tensor> seeds;
-    for (size_t o : r.output) seeds.push_back(gy[o]);
+  std::vector<Tensor> seeds;
+  for (size_t o : r.output) seeds.push_back(gy[o]);
+  if (!std::equal(seeds.begin(), seeds.end(), r.lin.seeds.begin(), r.lin.seeds.end(),
+                  [](const Tensor& a, const Tensor& b) { return a.is_same(b); })) {
     seed(r.lin, std::move(seeds));
-    r.adjoints = true;
   }
   const bool known = r.dx.size() == dx.size() && std::equal(dx.begin(), dx.end(), r.dx.begin(),
                                                             [](auto& a, auto& b) { return same(a, b); });

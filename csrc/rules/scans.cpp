@@ -142,7 +142,7 @@ struct Running {
   }
 };
 
-// Differentiable in x once more. saved: the products without one element; memo: sum_i gy_i (those without
+// Differentiable in x once more. saved: the products without one element; bent: sum_i gy_i (those without
 // two).
 constexpr int64_t most_pairs = int64_t{1} << 24;  // beyond, the node itself is driven
 
@@ -164,15 +164,15 @@ Tangents pull_without(Local& l, const F& f, const Tangents& dgy) {
 
 template <class F>
 Tangents curve_without(Local& l, const F& f, const std::vector<Tensor>& gy, const Tangents& dx) {
-  if (l.memo.empty()) {
+  if (l.bent.empty()) {
     const Tensor g = gy[0].reshape(f.results()).transpose(1, 2).unsqueeze(-2).unsqueeze(-2);
-    l.memo = {(F::without_two(l.saved[1]) * g).sum(-1)};
+    l.bent = {(F::without_two(l.saved[1]) * g).sum(-1)};
   }
   const Tangent t = view(cast(dx[0], dtype_of(l)), f.line.shape);
-  return {view(einsum(t, "omq", l.memo[0], "oqjm", "ojq"), l.in_shape[0])};
+  return {view(einsum(t, "omq", l.bent[0], "oqjm", "ojq"), l.in_shape[0])};
 }
 
-// saved: u, e, c_0, c_1, R, z; memo: gy c_0, gy c_1, gy c_2, and the factor of dx in the curve.
+// saved: u, e, c_0, c_1, R, z; bent: gy c_0, gy c_1, gy c_2, and the factor of dx in the curve.
 template <class N, class F>
 void product(const char* name) {
   Rule rule;
@@ -207,20 +207,20 @@ void product(const char* name) {
     const F f(node<N>(l), l);
     if (c10::GradMode::is_enabled()) return curve_without(l, f, gy, dx);
     const Tensor &u = l.saved[0], &e = l.saved[1];
-    if (l.memo.empty()) {
+    if (l.bent.empty()) {
       const Tensor g = gy[0].reshape(f.shape()), none = at::zeros({}, g.options());
       const Tensor g0 = g * l.saved[2], g1 = g * l.saved[3];
       const Tensor g2 = g * at::where(l.saved[5] == 2, l.saved[4], none);
-      l.memo = {g0, g1, g2, u * u * f.back(g0) + e * f.back(g2)};
+      l.bent = {g0, g1, g2, u * u * f.back(g0) + e * f.back(g2)};
     }
     const Tangent t = cast(dx[0], dtype_of(l));
     const Tangent U = f.sum(scale(t, u)), E = f.sum(scale(t, e));
-    Tangent a = scale(U, l.memo[0]), b = scale(U, l.memo[1]);
-    accumulate(a, scale(E, l.memo[1]));
-    accumulate(b, scale(E, l.memo[2]));
+    Tangent a = scale(U, l.bent[0]), b = scale(U, l.bent[1]);
+    accumulate(a, scale(E, l.bent[1]));
+    accumulate(b, scale(E, l.bent[2]));
     Tangent dgx = scale(f.back(std::move(a)), u);
     accumulate(dgx, scale(f.back(std::move(b)), e));
-    return {minus(std::move(dgx), scale(t, l.memo[3]))};
+    return {minus(std::move(dgx), scale(t, l.bent[3]))};
   };
   add_rule(name, std::move(rule));
 }
@@ -250,11 +250,11 @@ void logcumsumexp() {
   rule.pull = [back](Local& l, const Tangents& dgy) -> Tangents { return {back(l, dgy[0])}; };
   rule.curve = [line, forward, back](Local& l, const std::vector<Tensor>& gy,
                                      const Tangents& dx) -> Tangents {
-    if (l.memo.empty()) {
+    if (l.bent.empty()) {
       const Tensor g = gy[0].reshape(line(l).shape).transpose(1, 2).unsqueeze(-2);
-      l.memo = {(l.saved[0] * g).sum(-1).transpose(1, 2).reshape(l.in_shape[0])};
+      l.bent = {(l.saved[0] * g).sum(-1).transpose(1, 2).reshape(l.in_shape[0])};
     }
-    return {minus(scale(dx[0], l.memo[0]), back(l, scale(forward(l, dx[0]), gy[0])))};
+    return {minus(scale(dx[0], l.bent[0]), back(l, scale(forward(l, dx[0]), gy[0])))};
   };
   add_rule("LogcumsumexpBackward0", std::move(rule));
 }

@@ -61,8 +61,8 @@ void softmax_of(const char* name) {
   rule.curve = [](Local& l, const std::vector<Tensor>& gy, const Tangents& dx) -> Tangents {
     const Axes a = softmax_axis<N>(l);
     const Tensor& p = l.saved[0];
-    if (l.memo.empty()) l.memo = {(gy[0] - (gy[0] * p).sum(a.gone, true)) * p};
-    const Tensor& h = l.memo[0];
+    if (l.bent.empty()) l.bent = {(gy[0] - (gy[0] * p).sum(a.gone, true)) * p};
+    const Tensor& h = l.bent[0];
     const Tangent t = cast(dx[0], dtype_of(l));
     return {spoiled(minus(scale(minus(t, met(t, p, a)), h), scale(met(t, h, a), p)), l)};
   };
@@ -83,9 +83,9 @@ void log_softmax() {
   };
   rule.curve = [](Local& l, const std::vector<Tensor>& gy, const Tangents& dx) -> Tangents {
     const Axes a = softmax_axis<N>(l);
-    if (l.memo.empty()) l.memo = {gy[0].sum(a.gone, true) * l.saved[0]};
+    if (l.bent.empty()) l.bent = {gy[0].sum(a.gone, true) * l.saved[0]};
     const Tangent t = cast(dx[0], dtype_of(l));
-    return {spoiled(scale(scale(minus(t, met(t, l.saved[0], a)), l.memo[0]), -1.0), l)};
+    return {spoiled(scale(scale(minus(t, met(t, l.saved[0], a)), l.bent[0]), -1.0), l)};
   };
   add_rule("LogSoftmaxBackward0", std::move(rule));
 }
@@ -128,8 +128,8 @@ void softmax_backward() {
   rule.curve = [axis](Local& l, const std::vector<Tensor>& gz, const Tangents& dx) {
     const Axes a = axis(l);
     const Tensor &y = l.saved[0], &g = l.saved[1], &h = gz[0];
-    if (l.memo.empty()) l.memo = {h - (h * y).sum(a.gone, true)};
-    const Tensor& rest = l.memo[0];
+    if (l.bent.empty()) l.bent = {h - (h * y).sum(a.gone, true)};
+    const Tensor& rest = l.bent[0];
     Tangents dgx(2);
     if (!dx[1].zero()) {
       const Tangent t = cast(dx[1], dtype_of(l)), h_met = met(t, h, a);
@@ -176,16 +176,16 @@ void log_softmax_backward() {
   };
   rule.curve = [axis](Local& l, const std::vector<Tensor>& gz, const Tangents& dx) {
     const Axes a = axis(l);
-    if (l.memo.empty()) l.memo = {gz[0] * l.saved[0], gz[0] * l.saved[1]};
+    if (l.bent.empty()) l.bent = {gz[0] * l.saved[0], gz[0] * l.saved[1]};
     Tangents dgx(2);
     if (!dx[1].zero()) {
       const Tangent t = cast(dx[1], dtype_of(l));
-      if (l.wanted[0]) dgx[0] = scale(met(t, l.memo[0], a), -1.0);
-      if (l.wanted[1]) dgx[1] = scale(scale(t, l.memo[1]), -1.0);
+      if (l.wanted[0]) dgx[0] = scale(met(t, l.bent[0], a), -1.0);
+      if (l.wanted[1]) dgx[1] = scale(scale(t, l.bent[1]), -1.0);
     }
     if (!dx[0].zero() && l.wanted[1]) {
       const Tangent t = spread(total(cast(dx[0], dtype_of(l)), a), a);
-      add_to(dgx[1], scale(scale(t, l.memo[0]), -1.0));
+      add_to(dgx[1], scale(scale(t, l.bent[0]), -1.0));
     }
     return dgx;
   };

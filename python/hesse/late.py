@@ -44,6 +44,7 @@ class _Late(torch.autograd.Function):
             [block for block, _ in pairs],
             outer,
             [grad for _, grad in pairs],
+            retain_graph=True,  # what func recorded serves every pass
             create_graph=torch.is_grad_enabled(),
             allow_unused=True,
         )

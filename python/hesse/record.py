@@ -95,10 +95,7 @@ def record(
     Stock's ``hessian`` shows it views of them (``views``), so that it does not meet a leaf, its
     ``hvp`` and ``vhp`` the copies: it sees the same errors for in-place writes.
     """
-    compiled = getattr(func, "_torchdynamo_orig_callable", None)
-    if compiled is not None:
-        # A region compiled with AOTAutograd records a first derivative and no second one.
-        func = getattr(func, "_orig_mod", compiled)
+    func = uncompiled(func)
     with torch.enable_grad():
         outer = [
             x.view_as(x) if graph and x.requires_grad else x.detach().requires_grad_()
@@ -109,6 +106,15 @@ def record(
     if strict or type(y) is not Tensor or y.nelement() != 1 or y.is_complex():
         check_output(y, strict, name)
     return outer, inner, y
+
+
+def uncompiled(func: Callable[..., Any]) -> Callable[..., Any]:
+    """What ``torch.compile`` made ``func`` from, if it did.
+
+    A region compiled with AOTAutograd records a first derivative and no second one.
+    """
+    compiled = getattr(func, "_torchdynamo_orig_callable", None)
+    return func if compiled is None else getattr(func, "_orig_mod", compiled)
 
 
 def check_output(y: Any, strict: bool = False, name: str = "hessian") -> None:
@@ -131,7 +137,13 @@ def functorch_active() -> bool:
 
 
 def engine(
-    y: Tensor, inner: Sequence[Tensor], create_graph: bool, name: str, stacklevel: int = 4
+    y: Tensor,
+    inner: Sequence[Tensor],
+    create_graph: bool,
+    name: str,
+    stacklevel: int = 4,
+    *,
+    keep: bool = False,
 ) -> Engine:
     """What answers for the graph that ``func`` recorded.
 
@@ -141,9 +153,11 @@ def engine(
         create_graph: whether answers can be differentiated again.
         name: of the public call, for the words of a fallback.
         stacklevel: frames between here and the user's line.
+        keep: it is for many questions: the gradient comes with it, and tensors that it reads and
+            that are changed in place later are an error.
     """
     try:
-        return _C.linearize([y], list(inner), None, create_graph)
+        return _C.linearize([y], list(inner), None, create_graph, keep)
     except _C.Unsupported as refusal:
         note(str(refusal), name, stacklevel)
         return stock.DoubleBackward(y, inner, create_graph, str(refusal))

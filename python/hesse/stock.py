@@ -222,6 +222,57 @@ class DoubleBackward:
             return blocks
         return [[b.to(x.dtype) for b in bs] for bs, x in zip(blocks, self._xs, strict=True)]
 
+    def block(self, i: int, j: int) -> Tensor:
+        """One block."""
+        return rows(self._gs[i : i + 1], self._xs[j : j + 1], self._create_graph, False)[0][0]
+
+    def rows(self, index: list[int]) -> list[Tensor]:
+        """Rows of all blocks, counted over all inputs: ``[R, *S]`` per input."""
+        made: list[list[Tensor]] = [[] for _ in self._xs]
+        for k in index:
+            for column, part in zip(made, self._row(k), strict=True):
+                column.append(part)
+        return [
+            torch.stack(column) if column else x.new_zeros(0, *x.shape)
+            for column, x in zip(made, self._xs, strict=True)
+        ]
+
+    def diagonal(self) -> list[Tensor]:
+        """Entry by entry, of the shapes of the inputs."""
+        k, made = 0, []
+        for i, x in enumerate(self._xs):
+            entries = [self._row(k + e)[i].reshape(-1)[e] for e in range(x.numel())]
+            made.append(torch.stack(entries).view(x.shape) if entries else torch.zeros_like(x))
+            k += x.numel()
+        return made
+
+    def lower_triangle(self) -> Tensor:
+        """Row by row."""
+        N = sum(x.numel() for x in self._xs)
+        return torch.cat(
+            [torch.cat([p.reshape(-1) for p in self._row(k)])[: k + 1] for k in range(N)]
+        )
+
+    def quadratic(self, dxs: Sequence[Tensor | None]) -> Tensor:
+        """``dx' H dx`` for each pair of directions, ``[K, K]``."""
+        parts = [
+            p.flatten(1) @ d.flatten(1).T
+            for p, d in zip(self.hvp(dxs), dxs, strict=True)
+            if d is not None
+        ]
+        return torch.stack(parts).sum(0)
+
+    def _row(self, k: int) -> list[Tensor]:
+        for g in self._gs:
+            if k < g.numel():
+                parts = row(g, k, self._xs, self._create_graph)
+                return [
+                    torch.zeros_like(x) if p is None else p
+                    for p, x in zip(parts, self._xs, strict=True)
+                ]
+            k -= g.numel()
+        raise IndexError(k)
+
     def report(self) -> dict[str, Any]:
         """As the engine's."""
         return {"fallback": self.reason, "user_ops": {}}
