@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 from weakref import ref
 
 import torch
@@ -23,14 +23,15 @@ from torch._functorch.pyfunctorch import temporarily_pop_interpreter_stack
 from torch.autograd.function import BackwardCFunction
 
 from . import _C
-from .record import functorch_active, plain
+from .record import plain
 
 Node = Any  # of an autograd graph
 Edge = tuple[Node, int]
 
 _functorch: Any = torch._C._functorch
+_functorch_level: Callable[[], Any] = _functorch.peek_interpreter_stack
+_is_legacy: Callable[[Tensor], bool] = _functorch.is_legacy_batchedtensor
 _autograd: Any = torch._C._autograd
-_AS_IT_IS = nullcontext()
 _stock_grad: Callable[..., tuple[Tensor | None, ...]] = torch.autograd.grad
 
 # Nodes of ops that are linear in all their inputs together: the gradient does not depend on them.
@@ -82,17 +83,15 @@ def grad(
     xs = tuple(xs.values()) if type(xs) is dict else xs
     if not (isinstance(ys, (tuple, list)) and isinstance(xs, (tuple, list)) and len(ys) == 1):
         return None  # an iterator is for stock to use up
-    if not all(isinstance(t, Tensor) for t in (*ys, *xs)) or not plain((*ys, *xs)):
+    if not plain((*ys, *xs)):
         return None
     y: Tensor = ys[0]
     if y.nelement() != 1 or y.grad_fn is None or not xs or torch.is_anomaly_enabled():
         return None
-    if not all(x.requires_grad for x in xs) or (materialize_grads and allow_unused is False):
+    if materialize_grads and allow_unused is False:
         return None
     found = _dependence(y, xs)
-    if found is None:
-        return None
-    if not (allow_unused or materialize_grads or found.reached == len(xs)):
+    if found is None or not (allow_unused or materialize_grads or found.reached == len(xs)):
         return None
     gs = _gradient(y, found)
     if gs is None:
@@ -151,8 +150,15 @@ class _Dependence:
 def _dependence(y: Tensor, given: Sequence[Tensor]) -> _Dependence | None:
     """Walk the graph down to the inputs and the other leaves; None where stock has to do it."""
     found = _Dependence(list(given), [None] * len(given), len(given))
-    edges = {(x.grad_fn, x.output_nr): 1 << i for i, x in enumerate(given) if x.grad_fn is not None}
-    leaves = {id(x): 1 << i for i, x in enumerate(given) if x.grad_fn is None}
+    edges: dict[Edge, int] = {}
+    leaves: dict[int, int] = {}
+    for i, x in enumerate(given):
+        if not x.requires_grad:
+            return None
+        if x.grad_fn is None:
+            leaves[id(x)] = 1 << i
+        else:
+            edges[x.grad_fn, x.output_nr] = 1 << i
     if len(edges) + len(leaves) < len(given) or (y.grad_fn, y.output_nr) in edges:
         return None
     if edges and len(given) > 1 and _nested(edges, leaves):
@@ -268,7 +274,7 @@ class _Linear:
         inputs = found.of_inputs(found.below)
         self._by = [found.indices(inputs)]
         self._wide = inputs | found.depending(found.of_inputs(-1))
-        self._engines: dict[tuple[bool, bool, bool], _C.Linearization] = {}
+        self._engines: dict[tuple[bool, bool], _C.Linearization] = {}
         self._lock = threading.RLock()
 
     def by(self, wide: bool) -> list[int]:
@@ -277,13 +283,14 @@ class _Linear:
             self._by.append(self.found.indices(self._wide))
         return self._by[wide]
 
-    def engine(self, wide: bool, create_graph: bool, dense: bool = False) -> _C.Linearization:
-        """Made at the first call; a matrix (``dense``) and products have their own chunks."""
-        key = (wide, create_graph, dense)
+    def engine(self, wide: bool, create_graph: bool) -> _C.Linearization:
+        """Made at the first call. The first one gives the gradient too."""
+        key = (wide, create_graph)
         engine = self._engines.get(key)
         if engine is None:
             xs = [self.found.xs[j] for j in self.by(wide)]
-            engine = self._engines[key] = _C.linearize([self.y], xs, None, create_graph)
+            keep = not (wide or create_graph)
+            engine = self._engines[key] = _C.linearize([self.y], xs, None, create_graph, keep)
         return engine
 
     def release(self) -> None:
@@ -294,11 +301,14 @@ class _Linear:
     def products(self, vs: dict[int, Tensor], wide: bool) -> dict[int, Tensor | None]:
         """``v' dg/du`` for the gradients in ``vs``, by the index of ``u``."""
         js = self.by(wide)
-        rows = _unwrap(list(vs.values()))
-        if rows is not None:
-            values, wrap, of_functorch = rows
-            with temporarily_pop_interpreter_stack() if of_functorch else _AS_IT_IS:
-                results = self._by_engine(dict(zip(vs, values, strict=True)), js, wide)
+        if _plain(vs):
+            results = self._by_engine({i: v.unsqueeze(0) for i, v in vs.items()}, js, wide)
+            if results is not None:
+                return {j: r[0] for j, r in zip(js, results, strict=True)}
+        elif (batch := _unwrap(vs)) is not None:
+            rows, wrap, of_functorch = batch
+            with temporarily_pop_interpreter_stack() if of_functorch else nullcontext():
+                results = self._by_engine(rows, js, wide)
             if results is not None:
                 return {j: wrap(r) for j, r in zip(js, results, strict=True)}
         return dict(zip(js, self._by_stock(vs, js), strict=True))
@@ -308,7 +318,7 @@ class _Linear:
         try:
             with self._lock:  # passes of several threads may meet here
                 if len(js) == 1 and not graph and _is_identity(rows[js[0]]):
-                    H = self.engine(wide, graph, dense=True).hessian(None, False)[0][0]
+                    H = self.engine(wide, graph).hessian(None, False)[0][0]
                     return [H.view_as(rows[js[0]])]
                 return self.engine(wide, graph).hvp([rows.get(j) for j in js])
         except _C.Unsupported:
@@ -366,7 +376,8 @@ class _Gradient(torch.autograd.Function):
         return (None, None, None, None, *result)
 
 
-_apply: Callable[..., tuple[Tensor, ...]] = _Gradient.apply
+# Without the look for transforms around the call: there are none.
+_apply: Callable[..., tuple[Tensor, ...]] = super(torch.autograd.Function, _Gradient).apply
 
 
 def _runs(leaf: Node) -> bool:
@@ -380,62 +391,47 @@ def _runs(leaf: Node) -> bool:
 # --- directions under vmap ------------------------------------------------------------------------
 
 
-class _Rows(NamedTuple):
-    values: list[Tensor]  # [K, *S]
-    wrap: Callable[[Tensor], Tensor]
-    of_functorch: bool
+# Rows [K, *S], what makes a result of their vmap from rows, and whether that is functorch's.
+_Batch = tuple[dict[int, Tensor], Callable[[Tensor], Tensor], bool]
 
 
-def _first(row: Tensor) -> Tensor:
-    return row[0]
+def _plain(vs: dict[int, Tensor]) -> bool:
+    """Whether each is a direction by itself."""
+    if _functorch_level() is not None:
+        return False
+    return not any(type(v) is not Tensor or _is_legacy(v) for v in vs.values())
 
 
-def _unwrap(vs: list[Tensor]) -> _Rows | None:
+def _unwrap(vs: dict[int, Tensor]) -> _Batch | None:
     """Directions as rows, whichever vmap batches them; None under several levels or subclasses.
 
     ``torch.autograd.grad(..., is_grads_batched=True)`` still uses the vmap before functorch's.
     """
-    if any(type(v) is not Tensor for v in vs):
+    if any(type(v) is not Tensor for v in vs.values()):
         return None
-    if any(_functorch.is_legacy_batchedtensor(v) for v in vs):
-        level = torch._C._vmapmode_increment_nesting() - 1
-        torch._C._vmapmode_decrement_nesting()
-        batched = _functorch.is_legacy_batchedtensor
-        return _batch(
-            [torch._remove_batch_dim(v, level, 0, 0) if batched(v) else None for v in vs],
-            vs,
-            lambda t: torch._add_batch_dim(t, 0, level),
-            False,
-        )
-    if functorch_active():
+    of_functorch = _functorch_level() is not None
+    rows: dict[int, Tensor | None] = {}
+    if of_functorch:
         level = _functorch.current_level()
-        rows: list[Tensor | None] = []
-        for v in vs:
+        for i, v in vs.items():
             inside = _functorch.is_batchedtensor(v) and _functorch.maybe_get_level(v) == level
             at = _functorch.maybe_get_bdim(v)
-            rows.append(_functorch.get_unwrapped(v).movedim(at, 0) if inside else None)
-        return _batch(rows, vs, lambda t: _functorch._add_batch_dim(t, 0, level), True)
-    return _Rows([v.unsqueeze(0) for v in vs], _first, False)
-
-
-def _batch(
-    rows: list[Tensor | None],
-    vs: list[Tensor],
-    wrap: Callable[[Tensor], Tensor],
-    of_functorch: bool,
-) -> _Rows | None:
-    """Directions that are not batched are the same for all."""
-    K = next((len(r) for r in rows if r is not None), None)
+            rows[i] = _functorch.get_unwrapped(v).movedim(at, 0) if inside else None
+        add = _functorch._add_batch_dim
+    else:
+        level = torch._C._vmapmode_increment_nesting() - 1
+        torch._C._vmapmode_decrement_nesting()
+        for i, v in vs.items():
+            rows[i] = torch._remove_batch_dim(v, level, 0, 0) if _is_legacy(v) else None
+        add = torch._add_batch_dim
+    K = next((len(r) for r in rows.values() if r is not None), None)
     if K is None:
         return None
-    values = [
-        v.unsqueeze(0).expand(K, *v.shape) if r is None else r
-        for r, v in zip(rows, vs, strict=True)
-    ]
-    for r in values:
-        if _functorch.is_legacy_batchedtensor(r) or _functorch.is_functorch_wrapped_tensor(r):
-            return None
-    return _Rows(values, wrap, of_functorch)
+    # A direction that is not batched is the same for all.
+    full = {i: v.expand(K, *v.shape) if (r := rows[i]) is None else r for i, v in vs.items()}
+    if any(_is_legacy(r) or _functorch.is_functorch_wrapped_tensor(r) for r in full.values()):
+        return None
+    return full, lambda t: add(t, 0, level), of_functorch
 
 
 _last_identity: tuple[ref[Tensor], int] | None = None  # with its version
