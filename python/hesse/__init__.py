@@ -12,6 +12,7 @@ from .api import explain, hessian  # noqa: E402
 from .batch import SeparabilityError, batch_hessian  # noqa: E402
 from .modules import functional, module_hessian  # noqa: E402
 from .operator import HessianOperator, linearize, value_grad_hessian  # noqa: E402
+from .patch import patched  # noqa: E402
 from .policy import FallbackError, FallbackWarning, fallback  # noqa: E402
 from .products import hvp, vhp  # noqa: E402
 from .report import Report  # noqa: E402
@@ -37,6 +38,7 @@ __all__ = [
     "hvp",
     "linearize",
     "module_hessian",
+    "patched",
     "register_rule",
     "testing",
     "unflatten",
