@@ -7,7 +7,7 @@ from . import _match
 
 _match.load()
 
-from . import testing  # noqa: E402  (the check above comes first)
+from . import optim, testing  # noqa: E402  (the check above comes first)
 from .api import explain, hessian  # noqa: E402
 from .policy import FallbackError, FallbackWarning, fallback  # noqa: E402
 from .report import Report  # noqa: E402
@@ -22,6 +22,7 @@ __all__ = [
     "explain",
     "fallback",
     "hessian",
+    "optim",
     "register_rule",
     "testing",
 ]
