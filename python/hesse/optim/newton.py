@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._model import Model, SecondOrder, check_choice
+from ._model import Model
+from ._optimizer import SecondOrder, check_choice
 
 INDEFINITE = ("shift", "abs", "cholesky")
 

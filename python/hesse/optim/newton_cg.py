@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._model import Model, SecondOrder, check_number
+from ._model import Model
+from ._optimizer import SecondOrder, check_number
 
 
 class NewtonCG(SecondOrder):
