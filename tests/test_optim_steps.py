@@ -6,6 +6,7 @@ import torch
 from test_optim import beale, gradient, make, parameter, powell, rosenbrock
 from torch.autograd.functional import hessian as stock
 from torch.nn import Parameter
+from torch.nn import functional as F
 
 pytestmark = pytest.mark.ours
 f64 = torch.float64
@@ -123,6 +124,28 @@ def test_the_trust_region_step_meets_the_conditions_of_a_minimum(eigenvalues, lo
 
 
 @pytest.mark.parametrize("kind", ["Newton", "NewtonCG"])
+@pytest.mark.parametrize("eigenvalues", [[0.5, 1.0, 9.0], [-2.0, 1.0, 3.0], [-3.0, -2.0, -1.0]])
+def test_in_a_small_ball_the_step_ends_on_the_border_and_beats_the_gradient(kind, eigenvalues):
+    B, _ = symmetric(eigenvalues)
+    c, radius = rand(3, seed=4), 0.1
+    x = Parameter(torch.zeros(3, dtype=f64))
+
+    def model(p):
+        return 0.5 * p @ B @ p + c @ p
+
+    make(kind, [x], method="trust-region", radius=radius).step(lambda: model(x))
+    p = x.detach()
+    assert p.norm() == pytest.approx(radius, rel=1e-12)
+    curvature = float(c @ B @ c) / float(c.norm()) ** 3
+    length = min(radius, 1 / curvature) if curvature > 0 else radius
+    assert model(p) <= model(-c * length / c.norm()) + 1e-15  # the Cauchy point
+    if kind == "Newton":
+        multiplier = -float(p @ (B @ p + c)) / radius**2
+        assert torch.allclose(B @ p + multiplier * p, -c, rtol=1e-10)
+        assert multiplier >= max(0.0, -min(eigenvalues)) - 1e-10
+
+
+@pytest.mark.parametrize("kind", ["Newton", "NewtonCG"])
 def test_rejected_trials_shrink_the_radius_and_need_no_new_graph(kind):
     x, runs = parameter(-1.2, 5.0), []  # where the Hessian is indefinite
 
@@ -226,3 +249,36 @@ def test_uneven_rates_that_turn_a_step_uphill_still_end_downhill(method):
     groups = [{"params": [a], "lr": 1.0}, {"params": [b], "lr": 1e-3}]
     make("Newton", groups, method=method, radius=100.0).step(closure)
     assert closure().item() < before
+
+
+def digits_net():
+    from sklearn.datasets import load_digits
+
+    X, y = load_digits(return_X_y=True)
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Linear(64, 16), torch.nn.Tanh(), torch.nn.Linear(16, 10))
+    X, y = torch.tensor(X[:500] / 16, dtype=torch.float32), torch.tensor(y[:500])
+    return net, lambda: F.cross_entropy(net(X), y)
+
+
+@pytest.mark.parametrize("method", ["line-search", "trust-region"])
+def test_a_network_on_digits_trains_the_same_way_twice(method):
+    def train():
+        net, closure = digits_net()
+        optimizer = make("NewtonCG", net.parameters(), method=method, cg_max_iter=20)
+        return [optimizer.step(closure).item() for _ in range(12)], net.state_dict()
+
+    (losses, first), (again, second) = train(), train()
+    assert losses == again and all(first[k].equal(second[k]) for k in first)
+    assert losses[-1] < 0.3 * losses[0]
+    assert all(b <= a for a, b in zip(losses, losses[1:], strict=False))
+
+
+def test_the_bench_of_optimisers_runs_and_every_one_of_ours_arrives():
+    from bench import optimisers
+
+    ours = {name: solve for name, solve in optimisers.PEERS.items() if name.startswith("hesse")}
+    outcomes = optimisers.compare(optimisers.PROBLEMS["rosenbrock-2"](), ours, rounds=2)
+    assert len(outcomes) == 4
+    for outcome in outcomes.values():
+        assert not outcome.refusal and outcome.gradient <= 1e-8 and len(outcome.samples) == 2

@@ -23,15 +23,15 @@ TRIALS = 30  # of one step, each between a tenth and a half as long as the one b
 
 
 class SecondOrder(Optimizer):
-    """An optimiser whose step comes from a :class:`Model`; subclasses solve for the step."""
+    """An optimiser whose step comes from a :class:`Model`; subclasses solve for the step.
+
+    Attributes:
+        methods: what ``method`` may be; ``"exact"`` takes the step as it is.
+        per_group: options of a group; the others belong to the whole optimiser.
+    """
 
     methods: tuple[str, ...]
     per_group = ("lr", "damping", "weight_decay")
-
-    def __init__(self, params: Any, defaults: dict[str, Any]) -> None:
-        """Take parameters or groups, and the defaults of every option."""
-        self._name = f"hesse.optim.{type(self).__name__}"
-        super().__init__(params, defaults)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group: ``params`` and, if they differ from the defaults, its options.
@@ -77,6 +77,10 @@ class SecondOrder(Optimizer):
         model = Model(closure, self.param_groups, name)
         self._advance(model)
         return model.loss
+
+    @property
+    def _name(self) -> str:
+        return f"hesse.optim.{type(self).__name__}"
 
     @property
     def _options(self) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import cache
 from typing import Any
 
 import torch
@@ -98,9 +99,22 @@ class Newton(SecondOrder):
         return absolute_solve(matrix, model.gradient)
 
     def _within(self, model: Model) -> Callable[[float], Tensor]:
-        values, vectors = torch.linalg.eigh(model.hessian())
-        gradient = vectors.T @ model.gradient
-        return lambda radius: vectors @ minimise_in_ball(values, gradient, radius)
+        matrix = model.hessian()
+        factor = cholesky(matrix)
+        lowest = None if factor is None else solve(factor, model.gradient)  # of the whole model
+
+        @cache
+        def spectrum() -> tuple[Tensor, Tensor, Tensor]:
+            values, vectors = torch.linalg.eigh(matrix)
+            return values, vectors, vectors.T @ model.gradient
+
+        def minimise(radius: float) -> Tensor:
+            if lowest is not None and torch.linalg.vector_norm(lowest) <= radius:
+                return lowest
+            values, vectors, gradient = spectrum()
+            return torch.mv(vectors, minimise_in_ball(values, gradient, radius))
+
+        return minimise
 
 
 def cholesky(matrix: Tensor) -> Tensor | None:
