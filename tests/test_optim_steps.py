@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from test_optim import beale, gradient, make, parameter, powell, rosenbrock
+from test_optim import EVERY, beale, gradient, make, parameter, powell, rosenbrock
 from torch.autograd.functional import hessian as stock
 from torch.nn import Parameter
 from torch.nn import functional as F
@@ -249,6 +249,21 @@ def test_uneven_rates_that_turn_a_step_uphill_still_end_downhill(method):
     groups = [{"params": [a], "lr": 1.0}, {"params": [b], "lr": 1e-3}]
     make("Newton", groups, method=method, radius=100.0).step(closure)
     assert closure().item() < before
+
+
+@pytest.mark.parametrize("kind, options", EVERY)
+def test_in_float32_a_line_search_is_not_stopped_by_rounding(kind, options):
+    X = rand(200, 6).float()
+    w = Parameter(torch.zeros(6))
+
+    def loss(w):
+        return F.softplus(X @ w - 0.3).mean() + 0.1 * w.square().sum() + 7  # 7 hides the digits
+
+    before = gradient(loss, w).norm()
+    optimizer = make(kind, [w], **options)
+    for _ in range(12):
+        optimizer.step(lambda: loss(w))
+    assert gradient(loss, w).norm() < 1e-6 * before
 
 
 def digits_net():
