@@ -68,7 +68,7 @@ def main(argv: list[str] | None = None) -> int:
     peers = [PEERS[n] for n in options.peers or PEERS]
     if not options.peers and (options.quick or options.check):
         peers = [p for p in peers if p.name != "compile"]
-    with _limited_to(options.threads), warnings.catch_warnings():
+    with limited_to(options.threads), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         if options.check:
             return check(cases, peers, options.device, console)
@@ -165,7 +165,7 @@ def _sizes(name: str, options: argparse.Namespace) -> list[int]:
 
 
 @contextmanager
-def _limited_to(threads: int) -> Iterator[None]:
+def limited_to(threads: int) -> Iterator[None]:
     """Torch takes a thread count; JAX takes every processor it sees, so it is shown as many."""
     before, pinned = torch.get_num_threads(), hasattr(os, "sched_setaffinity")
     processors = os.sched_getaffinity(0) if pinned else set()

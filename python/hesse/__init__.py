@@ -8,6 +8,7 @@ from . import _match
 _match.load()
 
 from . import func, testing  # noqa: E402  (the check above comes first)
+from . import optim, testing  # noqa: E402  (the check above comes first)
 from .api import explain, hessian  # noqa: E402
 from .batch import SeparabilityError, batch_hessian  # noqa: E402
 from .modules import functional, module_hessian  # noqa: E402
@@ -38,6 +39,7 @@ __all__ = [
     "hvp",
     "linearize",
     "module_hessian",
+    "optim",
     "patched",
     "register_rule",
     "testing",
