@@ -7,8 +7,7 @@ from . import _match
 
 _match.load()
 
-from . import func, testing  # noqa: E402  (the check above comes first)
-from . import optim, testing  # noqa: E402  (the check above comes first)
+from . import func, optim, testing  # noqa: E402  (the check above comes first)
 from .api import explain, hessian  # noqa: E402
 from .batch import SeparabilityError, batch_hessian  # noqa: E402
 from .modules import functional, module_hessian  # noqa: E402
