@@ -168,6 +168,18 @@ std::vector<Tensor> rows(Linearization& lin, const std::vector<int64_t>& index, 
   return result.take();
 }
 
+std::vector<Tensor> hessians(Linearization& lin, const std::vector<std::vector<Tensor>>& seeds,
+                             SweepReport& report) {
+  const Recording recording(lin.create_graph);
+  const LedgerScope scope(report.ledger);
+  const Layout layout(lin.inputs);
+  std::vector<Seeding> seedings = seedings_of(lin, seeds);
+  std::vector<Tensor> matrices =
+      sweep_quadratic(lin, layout.total, layout.total, identity(lin, layout, 0, layout.total), seedings);
+  for (Tensor& m : matrices) m = m.squeeze(0);
+  return matrices;
+}
+
 std::vector<Tensor> diagonal(Linearization& lin, SweepReport& report) {
   const Recording recording(lin.create_graph);
   const Layout layout(lin.inputs);

@@ -18,6 +18,10 @@ std::vector<Tensor> products(Linearization& lin, const MaybeTensors& dxs, SweepR
 Tensor quadratic(Linearization& lin, const MaybeTensors& dxs, SweepReport& report);
 // Rows of H in any order, counted over all inputs: [R, *S] per input.
 std::vector<Tensor> rows(Linearization& lin, const std::vector<int64_t>& index, SweepReport& report);
+// The Hessians of several linear forms of the outputs, [N, N] each over all inputs, which share a dtype: all
+// of the same tangents. For few inputs, as the whole of each is formed at every step.
+std::vector<Tensor> hessians(Linearization& lin, const std::vector<std::vector<Tensor>>& seeds,
+                             SweepReport& report);
 // One tensor per input, of its shape.
 std::vector<Tensor> diagonal(Linearization& lin, SweepReport& report);
 // H[r, c] for c <= r, row by row: [N (N + 1) / 2] over all inputs, which share a dtype and a device.

@@ -143,15 +143,6 @@ Seeds of_samples(const Linearization& lin, const Samples& samples, int64_t first
   };
 }
 
-std::vector<Seeding> seedings_of(Linearization& lin, const std::vector<std::vector<Tensor>>& seeds) {
-  std::vector<Seeding> seedings(seeds.size());
-  for (size_t m = 0; m < seeds.size(); ++m) {
-    seed(lin, seeds[m]);
-    exchange(lin, seedings[m]);
-  }
-  return seedings;
-}
-
 }  // namespace
 
 std::vector<Tensor> batch_hessian(Linearization& lin, const std::vector<std::vector<Tensor>>& seeds,

@@ -180,6 +180,15 @@ void exchange(Linearization& lin, Seeding& seeding) {
   }
 }
 
+std::vector<Seeding> seedings_of(Linearization& lin, const std::vector<std::vector<Tensor>>& seeds) {
+  std::vector<Seeding> seedings(seeds.size());
+  for (size_t m = 0; m < seeds.size(); ++m) {
+    seed(lin, seeds[m]);
+    exchange(lin, seedings[m]);
+  }
+  return seedings;
+}
+
 std::vector<Tensor> gradient(Linearization& lin) {
   const Recording recording(lin.create_graph);
   Ledger scratch;

@@ -21,8 +21,9 @@ struct Linearization {
   std::vector<std::pair<Tensor, uint32_t>> read;  // what later sweeps read, in which version
 };
 
-// seeds empty: one output with one element, seed 1. With `keep` it is for many questions: the gradient falls
-// out of the same sweep, and `check_unchanged` can tell what was changed since.
+// seeds empty: one output with one element, seed 1; undefined seeds: no adjoints yet. With `keep` it is for
+// many questions: the gradient falls out of the same sweep, and `check_unchanged` can tell what was changed
+// since.
 Linearization linearize(std::vector<Tensor> outputs, std::vector<Tensor> inputs, std::vector<Tensor> seeds,
                         bool create_graph, bool keep = false);
 // Throws where a tensor that a sweep would read was changed in place.
@@ -37,6 +38,8 @@ struct Seeding {
 // it puts them back.
 void exchange(Linearization& lin, Seeding& seeding, size_t step);
 void exchange(Linearization& lin, Seeding& seeding);
+// One for each of the seeds.
+std::vector<Seeding> seedings_of(Linearization& lin, const std::vector<std::vector<Tensor>>& seeds);
 // One tensor per input; undefined where no output depends on it.
 std::vector<Tensor> gradient(Linearization& lin);
 

@@ -310,6 +310,16 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
           },
           release())
       .def(
+          "hessians",
+          [](Handle& h, const std::vector<MaybeTensors>& gys) {
+            return ask(h, [&](auto& lin, auto& report) {
+              std::vector<std::vector<Tensor>> seeds;
+              for (const MaybeTensors& g : gys) seeds.push_back(unwrap(g));
+              return hessians(lin, seeds, report);
+            });
+          },
+          py::arg("gys"), release())
+      .def(
           "batch_hessian",
           [](Handle& h, const std::vector<std::vector<Tensor>>& gys, bool assume_separable) {
             return ask(h, [&](auto& lin, auto& report) {

@@ -447,7 +447,9 @@ std::vector<Tensor> sweep_quadratic(Linearization& lin, int64_t K, int64_t n, co
       add_inner(sums[m], bent, dx);
     }
   };
-  forward(lin, slots, live, K, nullptr, meet, watch);
+  // What is watched is all that is on the way.
+  const Course course(lin.graph, K, {});
+  forward(lin, slots, live, K, watch ? nullptr : &course, meet, watch);
   return sums;
 }
 

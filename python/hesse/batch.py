@@ -175,7 +175,7 @@ def _by_engine(
     if rest:
         columns = torch.eye(rest.numel(), dtype=y.dtype, device=y.device)
         seeds = [[column.view(1, *rest).expand_as(y)] for column in columns]
-    engine = _C.linearize([y], inner, seeds[0], create_graph)
+    engine = _C.linearize([y], inner, [None], create_graph)
     try:
         return engine.batch_hessian(seeds, assume_separable)
     except _C.Mixed as step:

@@ -27,6 +27,7 @@ _check_outputs: Callable[..., None] = eager_transforms.assert_non_empty_tensor_o
 _AccumulateGrad: Any = torch._C._functions.AccumulateGrad  # type: ignore[attr-defined]
 
 NAME = "func.hessian"
+FEW = 256  # inputs: the whole Hessian is formed at every step that bends
 
 
 def hessian(
@@ -272,6 +273,8 @@ def _blocks(ys: list[Tensor], inner: list[Tensor], create_graph: bool) -> Blocks
 
     with torch.set_grad_enabled(create_graph):
         try:
+            if _few(ys, inner):
+                return _together(ys, inner, create_graph)
             return _stacked(ys, inner, by_seed)
         except _C.Unsupported as error:
             refusal = str(error)
@@ -284,6 +287,36 @@ def _blocks(ys: list[Tensor], inner: list[Tensor], create_graph: bool) -> Blocks
             return plain_autograd.hessian(None, True)
 
         return _stacked(ys, inner, by_double_backward)
+
+
+def _few(ys: list[Tensor], inner: list[Tensor]) -> bool:
+    """Whether all elements are best done at once: several, of few inputs of one kind."""
+    kinds = {(x.dtype, x.device) for x in inner}
+    elements = sum(y.numel() for y in ys)
+    return elements > 1 and sum(x.numel() for x in inner) <= FEW and len(kinds) == 1
+
+
+def _together(ys: list[Tensor], inner: list[Tensor], create_graph: bool) -> Blocks:
+    """The blocks of each output, all elements from the same tangents."""
+    gys: list[list[Tensor | None]] = []
+    for o, y in enumerate(ys):
+        for row in torch.eye(y.numel(), dtype=y.dtype, device=y.device):
+            gys.append([row.view(y.shape) if k == o else None for k in range(len(ys))])
+    nothing: list[Tensor | None] = [None] * len(ys)
+    matrices = _C.linearize(ys, inner, nothing, create_graph).hessians(gys)
+    sizes = [x.numel() for x in inner]
+    result: Blocks = []
+    for y in ys:
+        own, matrices = matrices[: y.numel()], matrices[y.numel() :]
+        H = torch.stack(own) if own else inner[0].new_zeros(0, sum(sizes), sum(sizes))
+        result.append(
+            [
+                block.reshape(y.shape + xi.shape + xj.shape)
+                for rows, xi in zip(torch.split(H, sizes, 1), inner, strict=True)
+                for block, xj in zip(torch.split(rows, sizes, 2), inner, strict=True)
+            ]
+        )
+    return result
 
 
 def _stacked(
