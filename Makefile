@@ -34,10 +34,11 @@ $(VENV)/tools.stamp: $(VENV)/torch.stamp
 	@touch $@
 
 # An editable install: the Python sources stay here, and the module lies beside them. It is built first, in the
-# open; pip then finds nothing left to compile.
+# open; pip then finds nothing left to compile. Tests of libraries that hesse helps skip where these are missing.
 $(VENV)/ready.stamp: pyproject.toml setup.py $(VENV)/tools.stamp
 	$(BUILD)
 	$(PIP) --no-build-isolation --editable ".[demo,test,bench,lint]"
+	-$(PIP) --no-build-isolation --editable ".[peers]"
 	@touch $@
 
 setup: $(VENV)/ready.stamp  ## make the environment: torch, tools, dependencies

@@ -1,11 +1,11 @@
 """``torch.autograd.grad`` with ``create_graph=True``, for code that differentiates it once more.
 
 Stock records the backward pass and differentiates that record, once per product. Here the gradient
-``g`` of ``y`` carries one autograd node, whose backward is the engine's product ``v' dg/du`` with a
-linearization that is made once. ``u`` are all that ``g`` may depend on: the inputs, and every leaf
-below ``y`` that requires grad (the weights in a gradient penalty).
+``g`` of ``y`` carries one autograd node, whose backward is the engine's product ``v' dg/dx`` with a
+linearization that is made once.
 
-Whatever this cannot do exactly as stock does is left to stock.
+Whatever this cannot do exactly as stock does is left to stock, and so is a gradient that depends on
+other leaves too (the weights in a gradient penalty): it is differentiated once, by them.
 """
 
 from __future__ import annotations
@@ -113,14 +113,12 @@ class _Dependence:
 
     Attributes:
         xs: the inputs, then the other leaves; a mask has one bit for each.
-        nodes: the node that accumulates each leaf; None for an input.
         given: how many are inputs.
         below: mask of those that ``y`` depends on.
         pairs: ``(l, r)``: the gradient of each tensor in ``l`` depends on all in ``r``.
     """
 
     xs: list[Tensor]
-    nodes: list[Node]
     given: int
     below: int = 0
     pairs: set[tuple[int, int]] = field(default_factory=set)
@@ -149,7 +147,7 @@ class _Dependence:
 
 def _dependence(y: Tensor, given: Sequence[Tensor]) -> _Dependence | None:
     """Walk the graph down to the inputs and the other leaves; None where stock has to do it."""
-    found = _Dependence(list(given), [None] * len(given), len(given))
+    found = _Dependence(list(given), len(given))
     edges: dict[Edge, int] = {}
     leaves: dict[int, int] = {}
     for i, x in enumerate(given):
@@ -194,7 +192,6 @@ def _dependence(y: Tensor, given: Sequence[Tensor]) -> _Dependence | None:
             if mask is None:
                 mask = leaves[id(leaf)] = 1 << len(found.xs)
                 found.xs.append(leaf)
-                found.nodes.append(node)
         else:
             mask = 0
         masks[node] = mask
@@ -246,19 +243,20 @@ def _nested(edges: dict[Edge, int], leaves: dict[int, int]) -> bool:
 
 def _gradient(y: Tensor, found: _Dependence) -> list[Tensor | None] | None:
     """The gradient, connected to what it depends on; None where the engine refuses."""
+    around = found.depending(found.of_inputs(-1))
+    if not around or around >> found.given:
+        return None  # constant: stock's has no graph either; or it depends on other leaves
     curved = [i for i in range(found.given) if found.depending(1 << i)]
-    if not curved:
-        return None  # constant: stock's has no graph either
-    ends = found.indices(found.depending(found.of_inputs(-1)))
+    ends = found.indices(around)
     with torch.enable_grad():
         linear = _Linear(y.clone(), found)  # the caller may write to theirs
         try:
-            values = linear.engine(wide=False, create_graph=False).gradient()
+            values = linear.engine(create_graph=False).gradient()
         except RuntimeError:
             return None
         # A part of the gradient may share memory with a factor in y.
         parts = [None if g is None else g.clone() for g in values]
-        gs: dict[int, Tensor | None] = dict(zip(linear.by(wide=False), parts, strict=True))
+        gs: dict[int, Tensor | None] = dict(zip(linear.inputs, parts, strict=True))
         flat = [gs[i] for i in curved]
         out = _apply(linear, curved, ends, flat, *[found.xs[j] for j in ends])
     gs.update(zip(curved, out, strict=True))
@@ -266,31 +264,22 @@ def _gradient(y: Tensor, found: _Dependence) -> list[Tensor | None] | None:
 
 
 class _Linear:
-    """The graph of ``y`` and its linearizations: by the inputs, or also by leaves (``wide``)."""
+    """The graph of ``y`` and its linearizations by ``inputs``, which are indices."""
 
     def __init__(self, y: Tensor, found: _Dependence) -> None:
         self.y = y
         self.found = found
-        inputs = found.of_inputs(found.below)
-        self._by = [found.indices(inputs)]
-        self._wide = inputs | found.depending(found.of_inputs(-1))
-        self._engines: dict[tuple[bool, bool], _C.Linearization] = {}
+        self.inputs = found.indices(found.of_inputs(found.below))
+        self._engines: dict[bool, _C.Linearization] = {}
         self._lock = threading.RLock()
 
-    def by(self, wide: bool) -> list[int]:
-        """Indices of the tensors that a linearization is by."""
-        if wide and len(self._by) == 1:
-            self._by.append(self.found.indices(self._wide))
-        return self._by[wide]
-
-    def engine(self, wide: bool, create_graph: bool) -> _C.Linearization:
+    def engine(self, create_graph: bool) -> _C.Linearization:
         """Made at the first call. The first one gives the gradient too."""
-        key = (wide, create_graph)
-        engine = self._engines.get(key)
+        engine = self._engines.get(create_graph)
         if engine is None:
-            xs = [self.found.xs[j] for j in self.by(wide)]
-            keep = not (wide or create_graph)
-            engine = self._engines[key] = _C.linearize([self.y], xs, None, create_graph, keep)
+            xs = [self.found.xs[j] for j in self.inputs]
+            engine = _C.linearize([self.y], xs, None, create_graph, not create_graph)
+            self._engines[create_graph] = engine
         return engine
 
     def release(self) -> None:
@@ -298,45 +287,41 @@ class _Linear:
         self._engines.clear()
         del self.y, self.found
 
-    def products(self, vs: dict[int, Tensor], wide: bool) -> dict[int, Tensor | None]:
-        """``v' dg/du`` for the gradients in ``vs``, by the index of ``u``."""
-        js = self.by(wide)
+    def products(self, vs: dict[int, Tensor]) -> dict[int, Tensor | None]:
+        """``v' dg/dx`` for the gradients in ``vs``, by the index of ``x``."""
         if _plain(vs):
-            results = self._by_engine({i: v.unsqueeze(0) for i, v in vs.items()}, js, wide)
+            results = self._by_engine({i: v.unsqueeze(0) for i, v in vs.items()})
             if results is not None:
-                return {j: r[0] for j, r in zip(js, results, strict=True)}
+                return {j: r[0] for j, r in zip(self.inputs, results, strict=True)}
         elif (batch := _unwrap(vs)) is not None:
             rows, wrap, of_functorch = batch
             with temporarily_pop_interpreter_stack() if of_functorch else nullcontext():
-                results = self._by_engine(rows, js, wide)
+                results = self._by_engine(rows)
             if results is not None:
-                return {j: wrap(r) for j, r in zip(js, results, strict=True)}
-        return dict(zip(js, self._by_stock(vs, js), strict=True))
+                return {j: wrap(r) for j, r in zip(self.inputs, results, strict=True)}
+        return dict(zip(self.inputs, self._by_stock(vs), strict=True))
 
-    def _by_engine(self, rows: dict[int, Tensor], js: list[int], wide: bool) -> list[Tensor] | None:
+    def _by_engine(self, rows: dict[int, Tensor]) -> list[Tensor] | None:
         graph = torch.is_grad_enabled()
         try:
             with self._lock:  # passes of several threads may meet here
-                if len(js) == 1 and not graph and _is_identity(rows[js[0]]):
-                    H = self.engine(wide, graph).hessian(None, False)[0][0]
-                    return [H.view_as(rows[js[0]])]
-                return self.engine(wide, graph).hvp([rows.get(j) for j in js])
+                engine = self.engine(graph)
+                if len(self.inputs) == 1 and not graph and _is_identity(rows[self.inputs[0]]):
+                    return [engine.hessian(None, False)[0][0].view_as(rows[self.inputs[0]])]
+                return engine.hvp([rows.get(j) for j in self.inputs])
         except _C.Unsupported:
             return None
 
-    def _by_stock(self, vs: dict[int, Tensor], js: list[int]) -> tuple[Tensor | None, ...]:
+    def _by_stock(self, vs: dict[int, Tensor]) -> tuple[Tensor | None, ...]:
         graph = torch.is_grad_enabled()
-        of, by = [self.found.xs[i] for i in vs], [self.found.xs[j] for j in js]
+        xs = self.found.xs
         with torch.enable_grad():
-            gs = _stock_grad(self.y, of, create_graph=True)
-        live = [
-            (g, v)
-            for g, v in zip(gs, vs.values(), strict=True)
-            if g is not None and g.requires_grad
-        ]
+            gs = _stock_grad(self.y, [xs[i] for i in vs], create_graph=True)
+        pairs = zip(gs, vs.values(), strict=True)
+        live = [(g, v) for g, v in pairs if g is not None and g.requires_grad]
         return _stock_grad(
             [g for g, _ in live],
-            by,
+            [xs[j] for j in self.inputs],
             [v for _, v in live],
             create_graph=graph,
             retain_graph=True,
@@ -368,8 +353,7 @@ class _Gradient(torch.autograd.Function):
         found = linear.found
         by_index = {i: v for i, v in zip(ctx.curved, vs, strict=True) if v is not None}
         live = found.depending(sum(1 << i for i in by_index))
-        wide = any(live >> j & 1 and _runs(found.nodes[j]) for j in ctx.ends if j >= found.given)
-        products = linear.products(by_index, wide) if by_index else {}
+        products = linear.products(by_index) if by_index else {}
         result = [products.get(j) if live >> j & 1 else None for j in ctx.ends]
         if not _autograd._get_current_graph_task_keep_graph():
             linear.release()
@@ -378,14 +362,6 @@ class _Gradient(torch.autograd.Function):
 
 # Without the look for transforms around the call: there are none.
 _apply: Callable[..., tuple[Tensor, ...]] = super(torch.autograd.Function, _Gradient).apply
-
-
-def _runs(leaf: Node) -> bool:
-    """Whether the backward pass in progress wants the gradient of a leaf."""
-    try:
-        return bool(torch._C._will_engine_execute_node(leaf))
-    except RuntimeError:  # it is what autograd.grad was asked for
-        return True
 
 
 # --- directions under vmap ------------------------------------------------------------------------

@@ -193,7 +193,7 @@ class HessianOperator:
         grads = self._engine.gradient()
         return self._structure.build(
             [
-                torch.zeros_like(x) if g is None else g
+                torch.zeros_like(x) if g is None else g.clone()  # it may be memory of func's
                 for g, x in zip(grads, self._leaves, strict=True)
             ]
         )

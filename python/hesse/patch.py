@@ -33,15 +33,15 @@ def patched() -> Iterator[None]:
     - ``torch.autograd.functional.hessian``, ``hvp`` and ``vhp`` are those of hesse.
     - ``torch.autograd.grad(y, inputs, create_graph=True)`` of one real element returns a gradient
       that answers a second differentiation (one, many, or all at once by ``is_grads_batched`` or
-      vmap) from one linearization. Everything else about it is as in stock: the gradients of other
-      leaves that it depends on, third derivatives, ``retain_graph``, unused inputs. A call that the
-      engine cannot take, or that has several elements, ``grad_outputs``, hooks or a custom Function
-      below it, is stock's.
+      vmap) from one linearization. Everything else about it is as in stock: third derivatives,
+      ``retain_graph``, unused inputs. A call that the engine cannot take is stock's, and so is one
+      with several elements, ``grad_outputs``, hooks or a custom Function below it, or whose result
+      depends on leaves beside the inputs (the weights in a gradient penalty).
 
     It holds for the calling thread (or asyncio task), may be nested, and works as a decorator. A
     name that was imported before (``from torch.autograd import grad``) stays stock's. One thing
-    differs: such a gradient hangs on the inputs and the leaves, so that it cannot be
-    differentiated by a value in between.
+    differs: such a gradient hangs on the inputs alone, so that it cannot be differentiated by a
+    value in between.
 
     Returns:
         A context manager that gives torch its own functions back.
