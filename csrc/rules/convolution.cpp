@@ -189,6 +189,35 @@ Tangent convolve(const Tangent& t, const Tensor& w, const Conv& c, const Shape& 
       map_axes(view(t, grouped(t.shape, c)), axes, Shape(y.begin() + 2, y.end()), f, w.reshape(weight)), out);
 }
 
+// One direction has no ties to keep: the library takes it as it takes values, and nothing is unfolded. Not in
+// a recorded sweep, as PyTorch cannot differentiate all of these calls twice more.
+bool single(const Tangent& t) { return t.K == 1 && !c10::GradMode::is_enabled(); }
+
+// What ATen's calls end in: stride, padding, dilation, transposed, output padding, groups.
+template <class F>
+auto with_geometry(Local& l, F f) {
+  auto& n = node<N>(l);
+  const Conv c = conv_of(l);
+  return f(c.stride, c.padding, c.dilation, c.transposed, per_axis(n.output_padding, c.rank()), c.groups);
+}
+
+Tensor convolve_values(Local& l, const Tensor& x, const Tensor& w) {
+  return with_geometry(l, [&](auto&&... geometry) { return at::convolution(x, w, {}, geometry...); });
+}
+
+// The gradient by x or by w, of which the one that is not asked for has to be there; the other's shape
+// counts.
+Tensor convolve_back(Local& l, const Tensor& gy, const Tensor& x, const Tensor& w, bool by_w) {
+  auto there = [&](const Tensor& t, size_t i) {
+    return t.defined() ? t : at::empty({1}, gy.options()).expand(shape_of(l, i));
+  };
+  auto [gx, gw, gb] = with_geometry(l, [&](auto&&... geometry) {
+    return at::convolution_backward(gy, there(x, 0), there(w, 1), c10::nullopt, geometry...,
+                                    {!by_w, by_w, false});
+  });
+  return by_w ? gw : gx;
+}
+
 Shape bias_shape(const Local& l) {
   Shape shape(l.out_shape[0].size(), 1);
   shape[1] = l.out_shape[0][1];
@@ -202,7 +231,9 @@ Tangents push(Local& l, const Tangents& dx) {
     accumulate(dy, std::move(t));
   };
   if (!dx[0].zero()) add(convolve(dx[0], w_of(l), conv_of(l), l.out_shape[0]));
-  if (!dx[1].zero()) {
+  if (!dx[1].zero() && single(dx[1])) {
+    add(from_value(convolve_values(l, x_of(l), value(dx[1]))));
+  } else if (!dx[1].zero()) {
     const Conv c = conv_of(l);
     const Tangent w = view(dx[1], flat_weight(dx[1].shape, c));
     add(view(einsum(w, weight_axes(c), unfolded_x(l, c), "bgckl", "bgol"), l.out_shape[0]));
@@ -214,7 +245,9 @@ Tangents push(Local& l, const Tangents& dx) {
 Tangents pull(Local& l, const Tangents& dgy) {
   Tangents dgx(l.inputs());
   if (l.wanted[0]) dgx[0] = convolve(dgy[0], w_of(l), transpose(conv_of(l)), l.in_shape[0]);
-  if (l.wanted[1]) {
+  if (l.wanted[1] && single(dgy[0])) {
+    dgx[1] = from_value(convolve_back(l, value(dgy[0]), x_of(l), w_of(l), /*by_w=*/true));
+  } else if (l.wanted[1]) {
     const Conv c = conv_of(l);
     const Tangent g = view(dgy[0], flat(dgy[0].shape, c));
     dgx[1] = view(einsum(g, "bgol", unfolded_x(l, c), "bgckl", weight_axes(c)), l.in_shape[1]);
@@ -225,12 +258,16 @@ Tangents pull(Local& l, const Tangents& dgy) {
 
 Tangents curve(Local& l, const std::vector<Tensor>& gy, const Tangents& dx) {
   Tangents dgx(l.inputs());
-  if (l.wanted[0] && !dx[1].zero()) {
+  if (l.wanted[0] && !dx[1].zero() && single(dx[1])) {
+    dgx[0] = from_value(convolve_back(l, gy[0], x_of(l), value(dx[1]), /*by_w=*/false));
+  } else if (l.wanted[0] && !dx[1].zero()) {
     const Conv c = conv_of(l);
     const Tangent w = view(dx[1], flat_weight(dx[1].shape, c));
     dgx[0] = view(einsum(w, weight_axes(c), unfolded_gy(l, c, gy[0]), "bgoks", "bgcs"), l.in_shape[0]);
   }
-  if (l.wanted[1] && !dx[0].zero()) {
+  if (l.wanted[1] && !dx[0].zero() && single(dx[0])) {
+    dgx[1] = from_value(convolve_back(l, gy[0], value(dx[0]), w_of(l), /*by_w=*/true));
+  } else if (l.wanted[1] && !dx[0].zero()) {
     const Conv c = conv_of(l);
     const Tangent x = view(dx[0], flat(dx[0].shape, c));
     dgx[1] = view(einsum(x, "bgcs", unfolded_gy(l, c, gy[0]), "bgoks", weight_axes(c)), l.in_shape[1]);
