@@ -19,9 +19,10 @@ struct Owner {
   int64_t shift = 0;
 };
 
-// A term with one dimension per axis and side, and what it says of samples.
+// What a term says of samples.
 struct Claims {
   Placement at;
+  Shape reach;  // per axis: how far it goes on beside what moves samples
   Owner owner;
   int64_t sample;  // of its first seed
 };
@@ -30,30 +31,23 @@ struct Claims {
 std::optional<Claims> claims_of(Term term, c10::IntArrayRef shape, int64_t n) {
   Claims claims;
   if (!place(term, shape, claims.at)) return std::nullopt;
+  claims.reach = Shape(shape.size(), 0);
   claims.sample = term.k0 / n;
   int64_t within = term.k0 % n;
   for (int64_t d = 0; d < term.rank(); ++d) {
     const Dim& dim = term.dims[d];
-    if (dim.indexed() || dim.ks < 0) return std::nullopt;
-    if (dim.ks == 0 || dim.n == 1) continue;
-    if (dim.ks % n != 0) {
-      within += dim.ks * (dim.n - 1);
+    const int64_t axis = claims.at.axis[d], step = claims.at.step[d];
+    if (dim.indexed() || dim.ks < 0 || (axis >= 0 && step < 0)) return std::nullopt;
+    if (dim.n == 1) continue;
+    if (dim.ks != 0 && dim.ks % n == 0) {
+      if (axis < 0 || step == 0) return std::nullopt;
+      claims.owner.along.push_back({axis, step, dim.ks / n});
       continue;
     }
-    if (claims.at.axis[d] < 0 || claims.at.step[d] <= 0) return std::nullopt;
-    claims.owner.along.push_back({claims.at.axis[d], claims.at.step[d], dim.ks / n});
+    within += dim.ks * (dim.n - 1);
+    if (axis >= 0) claims.reach[axis] += step * (dim.n - 1);
   }
   if (within >= n) return std::nullopt;
-  // Along such an axis, whatever else moves stays within the step.
-  for (const Owner::Along& a : claims.owner.along) {
-    int64_t inner = claims.at.offset[a.axis] % a.step;
-    for (int64_t d = 0; d < term.rank(); ++d) {
-      if (claims.at.axis[d] != a.axis || (term.dims[d].ks % n == 0 && term.dims[d].ks != 0)) continue;
-      if (claims.at.step[d] < 0) return std::nullopt;
-      inner += claims.at.step[d] * (term.dims[d].n - 1);
-    }
-    if (inner >= a.step) return std::nullopt;
-  }
   return claims;
 }
 
@@ -64,8 +58,12 @@ int64_t sample_at(const Owner& owner, const Placement& at) {
   return sample;
 }
 
-// Whether every place of the term is its seed's sample's.
+// Whether every place of the term is its seed's sample's: it moves samples as the owner does, and whatever
+// else moves stays within what one sample owns.
 bool holds(const Owner& owner, const Claims& claims) {
+  for (const Owner::Along& a : owner.along) {
+    if (claims.at.offset[a.axis] % a.step + claims.reach[a.axis] >= a.step) return false;
+  }
   for (const Owner::Along& a : claims.owner.along) {
     if (std::find(owner.along.begin(), owner.along.end(), a) == owner.along.end()) return false;
   }

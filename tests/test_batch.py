@@ -190,6 +190,12 @@ def test_the_function_runs_once_and_its_input_is_left_alone():
         (lambda x: x.exp().sum(-1).roll(1), ""),
         (lambda x: x.exp().sum(-1) @ torch.ones(5, 5, dtype=f64), ""),
         (lambda x: (x * x.roll(1, 0)).exp().sum(-1), "RollBackward0"),
+        (lambda x: (x + x[:1]).exp().sum(-1), ""),
+        (lambda x: (x + x[-1]).exp().sum(-1), ""),
+        (lambda x: (x - x[0]).square().sum(-1), ""),
+        (lambda x: x.exp().sum(-1) + x[0].exp().sum(), ""),
+        (lambda x: x.exp().sum(-1) * x[0].exp().sum(), ""),
+        (lambda x: (x.sum(-1, keepdim=True) - x.sum(-1)).square().sum(-1), ""),
     ],
 )
 def test_samples_that_meet_are_an_error_that_names_the_op(f, op):
