@@ -49,7 +49,9 @@ Tensor gathered(const Term& term, Placement& p, Tensor c) {
 using Product = Tensor (*)(const Tensor& coef, const Tensor& c);
 
 Tensor multiplied(const Tensor& coef, const Tensor& c) { return kernels::multiply(coef, c); }
-Tensor selected(const Tensor& coef, const Tensor& c) { return at::mul(coef, c).masked_fill(c.eq(0), 0); }
+Tensor selected(const Tensor& coef, const Tensor& c) {
+  return at::where(c.ne(0), at::mul(coef, c), at::zeros({}, c.options()));
+}
 
 // The core is zero where the factor that selects is zero for all that the core's element stands for.
 void select_core(Term& term, const Tensor& c) {
