@@ -290,6 +290,16 @@ def test_a_block_leaves_out_what_lies_beside_it():
     assert small < op.report().flops / 3
 
 
+def test_a_wide_block_costs_what_its_transpose_costs():
+    op = hesse.linearize(*PROBLEMS["network"])
+    costs = []
+    for i, j in [("w", "b"), ("b", "w")]:
+        block = op.block(i, j)
+        assert block.is_contiguous()
+        costs.append((op.report().flops, op.report().core_elements, op.report().chunk_size))
+    assert costs[0] == costs[1] and costs[0][2] == 4  # the elements of b
+
+
 def test_many_directions_go_in_chunks():
     n = 600
     A = normal(n, n)

@@ -329,6 +329,8 @@ class HessianOperator:
     def block(self, i: int | str, j: int | str) -> Tensor:
         """Compute the block of two inputs, and no more than that takes.
 
+        Where H is symmetric, the elements of the smaller of the two are the directions.
+
         Args:
             i: of the leaf whose elements are the rows: its place in order, or its key where the
                 inputs are a dict of tensors.
@@ -340,8 +342,14 @@ class HessianOperator:
         Raises:
             IndexError: ``hesse.linearize: there is no input 3: ...``
         """
-        at = self._place(i), self._place(j)
-        block: Tensor = self._ask(lambda engine: engine.block(*at))
+        row, column = self._place(i), self._place(j)
+        x, z = self._leaves[row], self._leaves[column]
+        block: Tensor
+        if self._engine.symmetric and z.numel() < x.numel() and z.dtype == x.dtype:
+            # Rows are the seeds, and those of the transpose are fewer.
+            block = self._ask(lambda engine: engine.block(column, row))
+            return block.reshape(z.numel(), x.numel()).T.reshape(x.shape + z.shape).contiguous()
+        block = self._ask(lambda engine: engine.block(row, column))
         return block
 
     def block_diagonal(self) -> Any:
@@ -464,7 +472,7 @@ class HessianOperator:
     def _flat(self, v: Tensor) -> tuple[list[Tensor], _Layout]:
         self._check_like(v, self.dtype, self.device)
         several = v.ndim == 2
-        flat = v.T if several else v.unsqueeze(0)
+        flat = v.T.contiguous() if several else v.unsqueeze(0)  # a direction in one piece
         K = flat.shape[0]
         if len(self._leaves) == 1:
             rows = [flat.reshape(K, *self._leaves[0].shape)]
