@@ -210,7 +210,11 @@ BAD_TREES = {
         "layer": [3]
     },
     r"inputs\[1\] is of type NoneType": lambda: (rand(1), None),
-    r"inputs is of type ndarray": lambda: rand(1).numpy(),
+    r"inputs is of type ndarray, not a Tensor: torch.as_tensor makes one": lambda: rand(1).numpy(),
+    r"inputs is of type Linear, not a Tensor: hesse.functional": lambda: torch.nn.Linear(2, 1),
+    r"inputs is of type generator.*: make a tuple or a list of it": lambda: torch.nn.Linear(
+        2, 1
+    ).parameters(),
     r"inputs\.y is of type str": lambda: Point(rand(1), "y"),
     r"inputs\[0\] is of type Unregistered.*register_dataclass\(Unregistered\)": lambda: (
         Unregistered(rand(1)),

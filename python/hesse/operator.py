@@ -8,7 +8,8 @@ in order, N together; what is structured is a tree like the inputs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -187,6 +188,10 @@ class HessianOperator:
             )
         return self
 
+    def adjoint(self) -> HessianOperator:
+        """``T`` under the name by which curvlinops asks for it."""
+        return self.T
+
     @property
     def gradient(self) -> Any:
         """Of the function, a tree like the inputs; from the same sweep as the linearization."""
@@ -361,7 +366,7 @@ class HessianOperator:
 
         Args:
             index: a row, a slice, or a vector of rows in any order (negative ones count from the
-                end), of the N elements of all inputs.
+                end; a list, Tensor or NumPy array), of the N elements of all inputs.
 
         Returns:
             ``[N]`` for one row, else ``[R, N]``.
@@ -381,7 +386,7 @@ class HessianOperator:
         R = len(chosen)
         flat = [p.reshape(R, n) for p, n in zip(parts, self._sizes, strict=True)]
         matrix = flat[0] if len(flat) == 1 else torch.cat(flat, 1)
-        return matrix.squeeze(0) if isinstance(index, int) else matrix
+        return matrix.squeeze(0) if isinstance(index, Integral) else matrix
 
     def diagonal(self) -> Any:
         """Compute the diagonal of H, exactly, without H.
@@ -498,13 +503,15 @@ class HessianOperator:
                     f"{index.dtype} and shape {tuple(index.shape)}"
                 )
             index = index.reshape(-1).tolist()
-        chosen = [index] if isinstance(index, int) else list(index)
-        for k in chosen:
-            if isinstance(k, bool) or not isinstance(k, int):
+        chosen = []
+        for k in index if isinstance(index, Iterable) else [index]:
+            if isinstance(k, bool) or not isinstance(k, Integral):
                 raise TypeError(f"hesse.linearize: rows must be named by integers, got {k!r}")
+            k = int(k)
             if not -N <= k < N:
                 raise IndexError(f"hesse.linearize: row {k} is out of range for N = {N}")
-        return [k % N for k in chosen]
+            chosen.append(k % N)
+        return chosen
 
     def _place(self, key: int | str) -> int:
         n = len(self._leaves)
