@@ -116,6 +116,7 @@ def test_products_are_those_of_the_matrix(name):
     close(V.T @ op, V.T @ H)
     close(V[:, 2] @ op, V[:, 2] @ H)
     close(op.T @ V, H.T @ V)
+    close(op.adjoint() @ V, H.T @ V)
 
 
 @every_problem
@@ -145,6 +146,8 @@ def test_parts_are_those_of_the_matrix(name):
         wanted = [k % N for k in chosen] if isinstance(chosen, list) else chosen
         close(op.rows(chosen), H[wanted])
     close(op.rows(N - 1), H[N - 1])
+    close(op.rows(np.arange(N)[-1]), H[N - 1])
+    close(op.rows(np.arange(N)[::-1]), H.flip(0))
 
 
 @every_problem
@@ -290,6 +293,16 @@ def test_a_block_leaves_out_what_lies_beside_it():
     assert small < op.report().flops / 3
 
 
+def test_a_wide_block_costs_what_its_transpose_costs():
+    op = hesse.linearize(*PROBLEMS["network"])
+    costs = []
+    for i, j in [("w", "b"), ("b", "w")]:
+        block = op.block(i, j)
+        assert block.is_contiguous()
+        costs.append((op.report().flops, op.report().core_elements, op.report().chunk_size))
+    assert costs[0] == costs[1] and costs[0][2] == 4  # the elements of b
+
+
 def test_many_directions_go_in_chunks():
     n = 600
     A = normal(n, n)
@@ -403,8 +416,9 @@ def test_parts_that_are_not_there_are_named():
     op = hesse.linearize(*PROBLEMS["network"])
     with pytest.raises(IndexError, match="row 99 is out of range for N = 36"):
         op.rows([99])
-    with pytest.raises(TypeError, match="rows must be named by integers, got 1.5"):
-        op.rows([1.5])
+    for index in (1.5, [1.5]):
+        with pytest.raises(TypeError, match="rows must be named by integers, got 1.5"):
+            op.rows(index)
     with pytest.raises(TypeError, match="rows must be named by integers, got a Tensor of"):
         op.rows(torch.ones(36, dtype=torch.bool))
     with pytest.raises(IndexError, match="there is no input 'u': there are 'w', 'b', 'v'"):

@@ -194,6 +194,25 @@ def test_the_exact_trust_region_leaves_a_stationary_saddle():
     assert torch.allclose(x.detach().abs(), torch.tensor([0.0, 0.5**0.5], dtype=f64), atol=1e-8)
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_directions_without_curvature_do_not_keep_the_trust_region_from_the_minimum(seed):
+    i, j = torch.triu_indices(5, 5, 1)
+
+    def energy():  # of a cluster: translations and rotations cost nothing
+        r6 = (x[i] - x[j]).square().sum(1) ** -3
+        return (r6**2 - r6).sum()
+
+    corners = [[0, 0, 0], [1.1, 0, 0], [0.5, 1, 0], [0.5, 0.4, 1], [0.5, 0.4, -1]]
+    start = torch.tensor(corners, dtype=f64) + 0.05 * rand(5, 3, seed=seed)
+    x = Parameter(start)
+    optimizer = make("Newton", [x], method="trust-region", radius=0.1)
+    for step in range(40):
+        optimizer.step(energy)
+        if step >= 20:
+            (g,) = torch.autograd.grad(energy(), x)
+            assert g.abs().max() < 1e-11
+
+
 @pytest.mark.parametrize("func", [rosenbrock, beale, powell])
 def test_a_line_search_ends_where_armijos_condition_holds(func):
     from hesse.optim._optimizer import ARMIJO

@@ -210,7 +210,11 @@ BAD_TREES = {
         "layer": [3]
     },
     r"inputs\[1\] is of type NoneType": lambda: (rand(1), None),
-    r"inputs is of type ndarray": lambda: rand(1).numpy(),
+    r"inputs is of type ndarray, not a Tensor: torch.as_tensor makes one": lambda: rand(1).numpy(),
+    r"inputs is of type Linear, not a Tensor: hesse.functional": lambda: torch.nn.Linear(2, 1),
+    r"inputs is of type generator.*: make a tuple or a list of it": lambda: torch.nn.Linear(
+        2, 1
+    ).parameters(),
     r"inputs\.y is of type str": lambda: Point(rand(1), "y"),
     r"inputs\[0\] is of type Unregistered.*register_dataclass\(Unregistered\)": lambda: (
         Unregistered(rand(1)),
@@ -275,10 +279,3 @@ MISTAKES = {
 def test_what_does_not_fit_is_named(message):
     with pytest.raises((TypeError, ValueError), match=message):
         MISTAKES[message]()
-
-
-def test_the_examples_of_the_docstrings_hold():
-    import doctest
-
-    result = doctest.testmod(trees)
-    assert result.failed == 0 and result.attempted > 0

@@ -8,7 +8,8 @@ in order, N together; what is structured is a tree like the inputs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -187,6 +188,10 @@ class HessianOperator:
             )
         return self
 
+    def adjoint(self) -> HessianOperator:
+        """``T`` under the name by which curvlinops asks for it."""
+        return self.T
+
     @property
     def gradient(self) -> Any:
         """Of the function, a tree like the inputs; from the same sweep as the linearization."""
@@ -329,6 +334,8 @@ class HessianOperator:
     def block(self, i: int | str, j: int | str) -> Tensor:
         """Compute the block of two inputs, and no more than that takes.
 
+        Where H is symmetric, the elements of the smaller of the two are the directions.
+
         Args:
             i: of the leaf whose elements are the rows: its place in order, or its key where the
                 inputs are a dict of tensors.
@@ -340,8 +347,14 @@ class HessianOperator:
         Raises:
             IndexError: ``hesse.linearize: there is no input 3: ...``
         """
-        at = self._place(i), self._place(j)
-        block: Tensor = self._ask(lambda engine: engine.block(*at))
+        row, column = self._place(i), self._place(j)
+        x, z = self._leaves[row], self._leaves[column]
+        block: Tensor
+        if self._engine.symmetric and z.numel() < x.numel() and z.dtype == x.dtype:
+            # Rows are the seeds, and those of the transpose are fewer.
+            block = self._ask(lambda engine: engine.block(column, row))
+            return block.reshape(z.numel(), x.numel()).T.reshape(x.shape + z.shape).contiguous()
+        block = self._ask(lambda engine: engine.block(row, column))
         return block
 
     def block_diagonal(self) -> Any:
@@ -353,7 +366,7 @@ class HessianOperator:
 
         Args:
             index: a row, a slice, or a vector of rows in any order (negative ones count from the
-                end), of the N elements of all inputs.
+                end; a list, Tensor or NumPy array), of the N elements of all inputs.
 
         Returns:
             ``[N]`` for one row, else ``[R, N]``.
@@ -373,7 +386,7 @@ class HessianOperator:
         R = len(chosen)
         flat = [p.reshape(R, n) for p, n in zip(parts, self._sizes, strict=True)]
         matrix = flat[0] if len(flat) == 1 else torch.cat(flat, 1)
-        return matrix.squeeze(0) if isinstance(index, int) else matrix
+        return matrix.squeeze(0) if isinstance(index, Integral) else matrix
 
     def diagonal(self) -> Any:
         """Compute the diagonal of H, exactly, without H.
@@ -464,7 +477,7 @@ class HessianOperator:
     def _flat(self, v: Tensor) -> tuple[list[Tensor], _Layout]:
         self._check_like(v, self.dtype, self.device)
         several = v.ndim == 2
-        flat = v.T if several else v.unsqueeze(0)
+        flat = v.T.contiguous() if several else v.unsqueeze(0)  # a direction in one piece
         K = flat.shape[0]
         if len(self._leaves) == 1:
             rows = [flat.reshape(K, *self._leaves[0].shape)]
@@ -490,13 +503,15 @@ class HessianOperator:
                     f"{index.dtype} and shape {tuple(index.shape)}"
                 )
             index = index.reshape(-1).tolist()
-        chosen = [index] if isinstance(index, int) else list(index)
-        for k in chosen:
-            if isinstance(k, bool) or not isinstance(k, int):
+        chosen = []
+        for k in index if isinstance(index, Iterable) else [index]:
+            if isinstance(k, bool) or not isinstance(k, Integral):
                 raise TypeError(f"hesse.linearize: rows must be named by integers, got {k!r}")
+            k = int(k)
             if not -N <= k < N:
                 raise IndexError(f"hesse.linearize: row {k} is out of range for N = {N}")
-        return [k % N for k in chosen]
+            chosen.append(k % N)
+        return chosen
 
     def _place(self, key: int | str) -> int:
         n = len(self._leaves)

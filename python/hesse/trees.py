@@ -9,7 +9,7 @@ A tuple is the positional arguments of ``func``; a Tensor or any other tree is i
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -320,12 +320,22 @@ def _check_tensor(x: Any, where: Callable[[], str], name: str, advice: str = "pa
         )
 
 
+def _advice(leaf: Any) -> str:
+    """What to do about a leaf that is not a tensor."""
+    if isinstance(leaf, torch.nn.Module):
+        return "hesse.functional(module, loss) makes a function of it, and a tree of its parameters"
+    if isinstance(leaf, Iterator):
+        return "make a tuple or a list of it"
+    if hasattr(leaf, "__array__"):
+        return "torch.as_tensor makes one of it"
+    if dataclasses.is_dataclass(leaf):
+        return f"torch.utils._pytree.register_dataclass({type(leaf).__name__}) makes it a tree"
+    return "let func close over what is not differentiated, and make tensors of the rest"
+
+
 def _check(leaf: Any, where: Callable[[], str], name: str) -> None:
     """Raise unless ``leaf`` is a strided tensor of a real floating-point dtype."""
-    advice = "let func close over what is not differentiated, and make tensors of the rest"
-    if dataclasses.is_dataclass(leaf):
-        advice = f"torch.utils._pytree.register_dataclass({type(leaf).__name__}) makes it a tree"
-    _check_tensor(leaf, where, name, advice)
+    _check_tensor(leaf, where, name, _advice(leaf))
     if leaf.is_complex():
         fault = f"is complex ({leaf.dtype}): give its real and imaginary parts, torch.view_as_real"
     elif not leaf.is_floating_point():

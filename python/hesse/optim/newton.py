@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from functools import cache
 from typing import Any
@@ -106,6 +107,8 @@ class Newton(SecondOrder):
         @cache
         def spectrum() -> tuple[Tensor, Tensor, Tensor]:
             values, vectors = torch.linalg.eigh(matrix)
+            flat = values.abs() < _floor(values)  # a sign there is rounding, not a way down
+            values[flat] = _floor(values)
             return values, vectors, vectors.T @ model.gradient
 
         def minimise(radius: float) -> Tensor:
@@ -157,9 +160,14 @@ def absolute_solve(matrix: Tensor, gradient: Tensor) -> Tensor:
     """
     values, vectors = torch.linalg.eigh(matrix)
     values.abs_()
-    largest = float(values.max()) or 1.0
-    values.clamp_(min=torch.finfo(values.dtype).eps ** (2 / 3) * largest)
+    values.clamp_(min=_floor(values))
     return torch.mv(vectors, vectors.T @ gradient / values).neg_()
+
+
+def _floor(values: Tensor) -> float:
+    """What an eigenvalue must exceed to be told from zero; see :func:`absolute_solve`."""
+    largest = float(values.abs().max()) or 1.0
+    return largest * math.cbrt(torch.finfo(values.dtype).eps) ** 2
 
 
 def minimise_in_ball(values: Tensor, gradient: Tensor, radius: float) -> Tensor:
