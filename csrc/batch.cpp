@@ -11,6 +11,7 @@ namespace {
 
 // Whose a place of a value is: sample shift + sum over these axes of floor(position / step) * samples.
 struct Owner {
+  // At most one of an axis.
   struct Along {
     int64_t axis, step, samples;
     bool operator==(const Along& o) const { return axis == o.axis && step == o.step && samples == o.samples; }
@@ -27,6 +28,27 @@ struct Claims {
   int64_t sample;  // of its first seed
 };
 
+struct Run {
+  Owner::Along along;
+  int64_t n;
+};
+using Runs = c10::SmallVector<Run, 2>;
+
+// Adds samples along an axis; on one that has some already only where the two count on as one.
+bool extend(Runs& runs, Run more) {
+  for (Run& run : runs) {
+    if (run.along.axis != more.along.axis) continue;
+    Run &outer = run.along.step > more.along.step ? run : more, &inner = &outer == &run ? more : run;
+    if (outer.along.step != inner.n * inner.along.step ||
+        outer.along.samples != inner.n * inner.along.samples)
+      return false;
+    run = {inner.along, inner.n * outer.n};
+    return true;
+  }
+  runs.push_back(more);
+  return true;
+}
+
 // Nothing where the term moves samples without moving the place along.
 std::optional<Claims> claims_of(Term term, c10::IntArrayRef shape, int64_t n) {
   Claims claims;
@@ -34,20 +56,21 @@ std::optional<Claims> claims_of(Term term, c10::IntArrayRef shape, int64_t n) {
   claims.reach = Shape(shape.size(), 0);
   claims.sample = term.k0 / n;
   int64_t within = term.k0 % n;
+  Runs runs;
   for (int64_t d = 0; d < term.rank(); ++d) {
     const Dim& dim = term.dims[d];
     const int64_t axis = claims.at.axis[d], step = claims.at.step[d];
     if (dim.indexed() || dim.ks < 0 || (axis >= 0 && step < 0)) return std::nullopt;
     if (dim.n == 1) continue;
     if (dim.ks != 0 && dim.ks % n == 0) {
-      if (axis < 0 || step == 0) return std::nullopt;
-      claims.owner.along.push_back({axis, step, dim.ks / n});
+      if (axis < 0 || step == 0 || !extend(runs, {{axis, step, dim.ks / n}, dim.n})) return std::nullopt;
       continue;
     }
     within += dim.ks * (dim.n - 1);
     if (axis >= 0) claims.reach[axis] += step * (dim.n - 1);
   }
   if (within >= n) return std::nullopt;
+  for (const Run& run : runs) claims.owner.along.push_back(run.along);
   return claims;
 }
 

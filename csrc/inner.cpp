@@ -211,6 +211,12 @@ std::optional<Sum> sum_of(const Meeting& m, int64_t n) {
   return sum;
 }
 
+// Of complex values the real part, in the dtype of H.
+Tensor as_entries(const Tensor& c, const Tensor& out) {
+  if (!c.defined()) return c;
+  return (c.is_complex() ? at::real(c) : c).to(out.scalar_type());
+}
+
 void add_sum(const Tensor& out, const Meeting& m, const Sum& sum) {
   const int64_t n = out.size(1);
   // Coefs are small: they meet each other first.
@@ -226,7 +232,7 @@ void add_sum(const Tensor& out, const Meeting& m, const Sum& sum) {
     lesser = kernels::multiply(lesser, coef);
   }
   double alpha = m.a.alpha * m.b.alpha;
-  const Tensor c = contract(a, b, sum.sizes, sum.reduce, true, alpha);
+  const Tensor c = as_entries(contract(a, b, sum.sizes, sum.reduce, true, alpha), out);
   Shape sizes = sum.sizes;
   for (size_t i = 0; i < sizes.size(); ++i) sizes[i] = sum.reduce[i] ? 1 : sizes[i];
   const int64_t offset = m.a.k0 / n * n * n + (m.a.k0 % n) * n + m.b.k0 % n;
@@ -254,8 +260,9 @@ std::optional<Meeting> meeting(const Term& a, const Term& b, c10::IntArrayRef sh
 
 }  // namespace
 
-void add_inner(const Tensor& out, const Tangent& a, const Tangent& b) {
+void add_inner(const Tensor& out, Tangent a, const Tangent& b) {
   const int64_t groups = out.size(0), n = out.size(1);
+  a = conj(std::move(a));
   std::vector<std::pair<Meeting, Sum>> meetings;
   bool alike = true;
   for (const Term& one : a.terms) {
@@ -273,7 +280,8 @@ void add_inner(const Tensor& out, const Tangent& a, const Tangent& b) {
   ledger().densified.insert(ledger().op);
   const Tensor rows_a = dense(a).reshape({groups, n, -1}), rows_b = dense(b).reshape({groups, n, -1});
   Tensor sum = out;
-  sum.add_(n == 1 ? (rows_a * rows_b).sum(-1, /*keepdim=*/true) : at::bmm(rows_a, rows_b.mT()));
+  sum.add_(
+      as_entries(n == 1 ? (rows_a * rows_b).sum(-1, /*keepdim=*/true) : at::bmm(rows_a, rows_b.mT()), out));
 }
 
 }  // namespace hesse

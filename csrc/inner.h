@@ -5,8 +5,8 @@
 
 namespace hesse {
 
-// out[g, k, l] += sum_v a[g n + k, v] b[g n + l, v], out: [K / n, n, n], contiguous. Terms that are placed
-// alike meet without leaving their structure; others as dense rows.
-void add_inner(const Tensor& out, const Tangent& a, const Tangent& b);
+// out[g, k, l] += Re sum_v conj(a[g n + k, v]) b[g n + l, v], out: [K / n, n, n], real and contiguous. Terms
+// that are placed alike meet without leaving their structure; others as dense rows.
+void add_inner(const Tensor& out, Tangent a, const Tangent& b);
 
 }  // namespace hesse

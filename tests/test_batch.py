@@ -56,6 +56,8 @@ PROBLEMS = {
     "linear": (lambda x: x.sum(-1), (4,)),
     "transposed": (lambda x: (x.movedim(-1, 0) * 2).sin().sum(0) ** 2, (4,)),
     "flattened": (lambda x: (x.reshape(*x.shape[:-2], -1) ** 2).prod(-1), (2, 2)),
+    "complex values": (lambda x: torch.fft.rfft(x).abs().square().exp().sum(-1), (4,)),
+    "another dtype": (lambda x: x.double().exp().float().double().pow(2).sum(-1), (3,)),
     "views of groups": (lambda x: x.reshape(*x.shape[:-1], 2, 2).exp().prod(-1).sum(-1), (4,)),
 }
 every_problem = pytest.mark.parametrize("name", PROBLEMS)
@@ -175,6 +177,18 @@ def test_the_function_runs_once_and_its_input_is_left_alone():
 
 
 # ---- samples that meet ---------------------------------------------------------------------------
+
+
+def turned(x):
+    """Two transposed groups of samples that lie over each other, one of them shifted."""
+    a = x[:6].view(2, 3, -1).transpose(0, 1).reshape(6, -1)
+    b = x[6:].view(2, 3, -1)[:, 1:].transpose(0, 1).reshape(4, -1)
+    return (a + F.pad(b, (0, 0, 2, 0))).exp().sum()
+
+
+def test_samples_that_are_transposed_over_each_other_meet():
+    with pytest.raises(hesse.SeparabilityError):
+        hesse.batch_hessian(turned, normal(12, 2))
 
 
 @pytest.mark.parametrize(

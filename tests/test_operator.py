@@ -48,6 +48,7 @@ PROBLEMS = {
     "attention": (attention, (normal(4, 3), normal(5, 3))),
     "coupled": (lambda x, y: (x.sum() * y).exp().sum() + x.prod(), (normal(3), normal(2))),
     "nested": (lambda t: (t[0]["a"] * t[1]).sum() ** 3, [{"a": normal(2, 2)}, normal(2)]),
+    "complex": (lambda x: torch.exp(1j * torch.fft.rfft(x)).real.pow(2).sum(), normal(5)),
     "unused": (lambda x, y: (x**3).sum(), (normal(3), normal(2))),
     "linear": (lambda x: x.sum() * 2, normal(4)),
     "constant": (lambda x: torch.ones((), dtype=f64), normal(3)),
