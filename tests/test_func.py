@@ -339,10 +339,3 @@ def test_an_argument_without_derivatives_is_named_by_its_path():
         hesse.func.hessian(lambda t: t)([])
     with pytest.raises(RuntimeError, match="tuple: .output, aux. if has_aux is True"):
         hesse.func.hessian(lambda x: [x.sum(), x], has_aux=True)(rand(2))
-
-
-def test_the_examples_of_the_docstrings_hold():
-    import doctest
-
-    result = doctest.testmod(hesse.func)
-    assert result.failed == 0 and result.attempted > 0

@@ -398,10 +398,3 @@ def test_a_mistake_is_named(message):
 def test_the_loss_must_be_one_element():
     with pytest.raises(RuntimeError, match="function given to module_hessian should contain a sin"):
         hesse.module_hessian(mlp(), lambda net: net(X))
-
-
-def test_the_examples_of_the_docstrings_hold():
-    import doctest
-
-    result = doctest.testmod(hesse.modules)
-    assert result.failed == 0 and result.attempted > 0

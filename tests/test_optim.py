@@ -385,12 +385,3 @@ def test_so_does_it_where_the_engine_gives_up_within_a_product(kind):
     y = torch.tensor([-1.0, 2.0], dtype=f64)
     step = -(2 * y - 0.3 * y**2) / 2  # the Hessian that autograd takes it to have is 2
     assert torch.allclose(x.detach(), y + step, rtol=1e-12)
-
-
-@pytest.mark.parametrize("module", ["newton", "newton_cg"])
-def test_the_examples_of_the_docstrings_hold(module):
-    import doctest
-    import importlib
-
-    result = doctest.testmod(importlib.import_module(f"hesse.optim.{module}"))
-    assert result.failed == 0 and result.attempted > 0

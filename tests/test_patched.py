@@ -1,6 +1,5 @@
 """Under ``patched()`` existing code gets what it gets from stock, by way of the engine."""
 
-import doctest
 import importlib
 import threading
 
@@ -138,8 +137,3 @@ def test_pytorch_minimize_makes_the_same_iterates(method, n):
     assert method == "trust-krylov" or len(want[1]) > 2
     for a, b in zip(got[1], want[1], strict=True):
         assert_close(a, b)
-
-
-def test_the_example_of_the_docstring_holds():
-    result = doctest.testmod(importlib.import_module("hesse.patch"))
-    assert result.attempted > 0 and result.failed == 0

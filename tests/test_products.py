@@ -1,7 +1,5 @@
 """``hvp`` and ``vhp`` do what torch.autograd.functional's do, for one direction and for many."""
 
-import doctest
-import importlib
 import os
 import warnings
 
@@ -378,9 +376,3 @@ def test_inside_transforms_products_compose(product):
     x = xs[0].clone().requires_grad_()
     (want,) = torch.autograd.grad(product[1](func, x, v, create_graph=True)[1].sum(), x)
     assert_close(got, want)
-
-
-@ours
-def test_the_examples_of_the_docstrings_hold():
-    result = doctest.testmod(importlib.import_module("hesse.products"))
-    assert result.attempted > 0 and result.failed == 0

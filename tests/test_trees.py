@@ -275,10 +275,3 @@ MISTAKES = {
 def test_what_does_not_fit_is_named(message):
     with pytest.raises((TypeError, ValueError), match=message):
         MISTAKES[message]()
-
-
-def test_the_examples_of_the_docstrings_hold():
-    import doctest
-
-    result = doctest.testmod(trees)
-    assert result.failed == 0 and result.attempted > 0

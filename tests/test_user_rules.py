@@ -847,12 +847,3 @@ def test_check_rule_says_what_it_cannot_test():
         check_rule(torch.argmax, rand(3))
     with pytest.raises(AssertionError, match="no rule of CubeBackward ran: there is none"):
         check_rule(Cube.apply, rand(3))
-
-
-@pytest.mark.parametrize("module", ["rules", "testing"])
-def test_the_examples_of_the_docstrings_hold(module):
-    import doctest
-    import importlib
-
-    result = doctest.testmod(importlib.import_module(f"hesse.{module}"))
-    assert result.failed == 0 and result.attempted > 0
