@@ -574,3 +574,16 @@ def test_where_H_is_not_symmetric_products_are_still_its_own():
 def test_inside_a_transform_it_says_so():
     with pytest.raises(RuntimeError, match="hesse.linearize: it is called inside a torch.func"):
         torch.func.vmap(lambda x: hesse.linearize(lambda x: x.exp().sum(), x).value)(normal(2, 3))
+
+
+def test_a_compiled_function_is_taken_for_the_one_it_was_made_from():
+    x = normal(3, 2)
+    want = torch.diag_embed(6 * x)
+    compiled = torch.compile(lambda x: (x**3).sum(1), backend="aot_eager")
+    total = torch.compile(lambda x: (x**3).sum(), backend="aot_eager")
+    net = torch.nn.Linear(2, 1, dtype=f64)
+    loss = torch.compile(lambda net: (net.weight**3).sum(), backend="aot_eager")
+    assert torch.allclose(hesse.linearize(total, x).diagonal(), 6 * x)
+    assert torch.allclose(hesse.batch_hessian(compiled, x), want)
+    H = hesse.module_hessian(net, loss, ["weight"], flat=True)
+    assert torch.allclose(H, torch.diag(6 * net.weight.detach()[0]))

@@ -140,7 +140,7 @@ def _product(
         if reason is None:
             rows, reason = _plain_rows(rows, given)
         if reason is not None:
-            note(reason, name, stacklevel=4)
+            note(reason, name)
         if reason is not None and functorch_active() and not strict:
             check = partial(check_output, name=name)
             y, products = transforms.product(func, given, rows, check, name == "hvp")
@@ -204,13 +204,13 @@ def _answer(
         return by_autograd(name, y, outer, rows, create_graph)
     if not y.requires_grad:
         return [torch.zeros_like(r) for r in rows]
-    linear = engine(y, outer, create_graph, name, stacklevel=6)
+    linear = engine(y, outer, create_graph, name)
     if name == "hvp" and not linear.report().get("symmetric"):
         return by_autograd(name, y, outer, rows, create_graph)
     try:
         products = linear.hvp(rows)
     except _C.Unsupported as refusal:
-        note(str(refusal), name, stacklevel=5)
+        note(str(refusal), name)
         return by_autograd(name, y, outer, rows, create_graph)
     if create_graph and not all(p.requires_grad for p in products):
         products = _connect(name, y, outer, rows, products)
