@@ -9,6 +9,7 @@ in order, N together; what is structured is a tree like the inputs.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -120,7 +121,8 @@ class HessianOperator:
 
     Made by :func:`hesse.linearize`. No method runs the function again, and none forms H but those
     that return it. A direction ``v`` may be flat, ``[N]`` or ``[N, K]`` for K at once, or a tree
-    like the inputs, whose leaves may have one more axis of length K in front.
+    like the inputs, whose leaves may have one more axis of length K in front (not for a single
+    vector: K of its directions are the columns of a matrix).
 
     Attributes:
         value: of the function, with the shape that it returned.
@@ -354,7 +356,8 @@ class HessianOperator:
         R = len(chosen)
         flat = [p.reshape(R, n) for p, n in zip(parts, self._sizes, strict=True)]
         matrix = flat[0] if len(flat) == 1 else torch.cat(flat, 1)
-        return matrix.squeeze(0) if isinstance(index, int) else matrix
+        one = _is_integer(index.tolist() if isinstance(index, Tensor) else index)
+        return matrix.squeeze(0) if one else matrix
 
     def diagonal(self) -> Any:
         """Compute the diagonal of H, exactly, without H.
@@ -416,7 +419,8 @@ class HessianOperator:
                 return [v.unsqueeze(0)], _Layout(lambda rows: rows[0].squeeze(0), False)
             if v.ndim in (1, 2) and v.shape[0] == self.shape[0]:
                 return self._flat(v)
-            if not self._alone or v.shape[1:] != x.shape:
+            # [K, N] would be rows, and columns where K happens to be N.
+            if not self._alone or v.shape[1:] != x.shape or x.ndim == 1:
                 raise ValueError(
                     f"hesse.linearize: v has shape {tuple(v.shape)}: it must be [N] or [N, K] with "
                     f"N = {self.shape[0]}, or like the inputs"
@@ -451,19 +455,14 @@ class HessianOperator:
         if isinstance(index, slice):
             return list(range(*index.indices(N)))
         if isinstance(index, Tensor):
-            if index.dtype in (torch.bool, torch.float32, torch.float64) or index.ndim > 1:
-                raise TypeError(
-                    "hesse.linearize: rows must be named by integers, got a Tensor of "
-                    f"{index.dtype} and shape {tuple(index.shape)}"
-                )
-            index = index.reshape(-1).tolist()
-        chosen = [index] if isinstance(index, int) else list(index)
+            index = index.tolist()
+        chosen = [index] if _is_integer(index) else list(index)
         for k in chosen:
-            if isinstance(k, bool) or not isinstance(k, int):
+            if not _is_integer(k):
                 raise TypeError(f"hesse.linearize: rows must be named by integers, got {k!r}")
             if not -N <= k < N:
                 raise IndexError(f"hesse.linearize: row {k} is out of range for N = {N}")
-        return [k % N for k in chosen]
+        return [int(k) % N for k in chosen]
 
     def _place(self, key: int | str) -> int:
         n = len(self._leaves)
@@ -498,6 +497,11 @@ class HessianOperator:
                     "nothing about them is flat: use trees like the inputs, and blocks()"
                 )
         return values[0]
+
+
+def _is_integer(k: Any) -> bool:
+    """Of Python or of NumPy."""
+    return isinstance(k, Integral) and not isinstance(k, bool)
 
 
 class _Layout:
