@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from . import record, stock, trees
-from .products import by_autograd
 from .report import Report
 
 if TYPE_CHECKING:
@@ -397,7 +396,7 @@ class HessianOperator:
         if self._recorded.engine.symmetric:
             return self._ask(lambda engine: engine.hvp(rows))
         recorded = self._recorded
-        return by_autograd("hvp", recorded.y, recorded.inner, rows, recorded.create_graph)
+        return stock.products("hvp", recorded.y, recorded.inner, rows, recorded.create_graph)
 
     def _flat_product(self, v: Tensor, axes: int) -> Tensor:
         if not isinstance(v, Tensor) or v.ndim != axes or v.shape[0] != self.shape[0]:
