@@ -146,8 +146,8 @@ def test_parts_are_those_of_the_matrix(name):
     for chosen in (index, index[: N // 2].tolist(), [0, 0], slice(0, N, 2), torch.tensor([-1])):
         wanted = [k % N for k in chosen] if isinstance(chosen, list) else chosen
         close(op.rows(chosen), H[wanted])
-    close(op.rows(N - 1), H[N - 1])
-    close(op.rows(np.arange(N)[-1]), H[N - 1])
+    for last in (N - 1, np.int64(N - 1), torch.tensor(N - 1)):
+        close(op.rows(last), H[N - 1])
     close(op.rows(np.arange(N)[::-1]), H.flip(0))
 
 
@@ -420,7 +420,7 @@ def test_parts_that_are_not_there_are_named():
     for index in (1.5, [1.5]):
         with pytest.raises(TypeError, match="rows must be named by integers, got 1.5"):
             op.rows(index)
-    with pytest.raises(TypeError, match="rows must be named by integers, got a Tensor of"):
+    with pytest.raises(TypeError, match="rows must be named by integers, got True"):
         op.rows(torch.ones(36, dtype=torch.bool))
     with pytest.raises(IndexError, match="there is no input 'u': there are 'w', 'b', 'v'"):
         op.block("u", 0)
@@ -589,3 +589,24 @@ def test_where_H_is_not_symmetric_products_are_still_its_own():
 def test_inside_a_transform_it_says_so():
     with pytest.raises(RuntimeError, match="hesse.linearize: it is called inside a torch.func"):
         torch.func.vmap(lambda x: hesse.linearize(lambda x: x.exp().sum(), x).value)(normal(2, 3))
+
+
+def test_directions_of_a_vector_are_columns_and_never_rows():
+    op = hesse.linearize(lambda x: (x[:-1] * x[1:]).sum() * x[0], normal(3))
+    V = normal(3, 3, seed=1)
+    close(op @ V, op.dense() @ V)
+    with pytest.raises(ValueError, match=r"must be \[N\] or \[N, K\] with N = 3"):
+        op @ V[:2]
+
+
+def test_a_compiled_function_is_taken_for_the_one_it_was_made_from():
+    x = normal(3, 2)
+    want = torch.diag_embed(6 * x)
+    compiled = torch.compile(lambda x: (x**3).sum(1), backend="aot_eager")
+    total = torch.compile(lambda x: (x**3).sum(), backend="aot_eager")
+    net = torch.nn.Linear(2, 1, dtype=f64)
+    loss = torch.compile(lambda net: (net.weight**3).sum(), backend="aot_eager")
+    assert torch.allclose(hesse.linearize(total, x).diagonal(), 6 * x)
+    assert torch.allclose(hesse.batch_hessian(compiled, x), want)
+    H = hesse.module_hessian(net, loss, ["weight"], flat=True)
+    assert torch.allclose(H, torch.diag(6 * net.weight.detach()[0]))

@@ -58,7 +58,10 @@ def batch_hessian(
             dense at FlipBackward0, where the proof stops ...``
         ValueError: ``hesse.batch_hessian: func must return one value per sample ...``, and of
             inputs that have no such axis, or several lengths along it.
-        TypeError: as :func:`hesse.linearize`; inputs of several dtypes.
+        TypeError: as :func:`hesse.linearize`; inputs of several dtypes or devices; ``func must
+            return a real floating-point Tensor, got ...``
+        RuntimeError: ``hesse.batch_hessian: it is called inside a torch.func transform ...``
+        FallbackError: the engine cannot take the call and :func:`hesse.fallback` is ``"error"``.
 
     Example:
         >>> import hesse, torch
@@ -73,15 +76,16 @@ def batch_hessian(
     leaves, structure = trees.take(inputs, NAME)
     given = _samples_first(leaves, batch_dim)
     B = given[0].shape[0]
+    func = record.uncompiled(func)
 
     def call(*xs: Tensor) -> Any:
         return structure.call(func, [x.movedim(0, batch_dim) for x in xs])
 
     reason = None
     if not record.plain(given):
-        _, reason = record.elsewhere(given, True)
-        if reason is not None and not reason.startswith("input"):
-            raise RuntimeError(f"hesse.{NAME}: {reason}: call it outside")
+        if (around := record.surroundings()) is not None:
+            raise RuntimeError(f"hesse.{NAME}: {around}: call it outside")
+        reason = record.elsewhere(given, True)[1]
     inner, y = _run(call, given, create_graph)
     rest = _values_of_a_sample(y, B)
     if reason is None:

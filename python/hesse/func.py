@@ -278,7 +278,7 @@ def _blocks(ys: list[Tensor], inner: list[Tensor], create_graph: bool) -> Blocks
             return _stacked(ys, inner, by_seed)
         except _C.Unsupported as error:
             refusal = str(error)
-        note(refusal, NAME, 5)
+        note(refusal, NAME)
 
         def by_double_backward(o: int, e: int) -> Blocks:
             with torch.enable_grad():

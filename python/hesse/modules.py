@@ -14,7 +14,7 @@ from torch.nn.parameter import is_lazy
 
 from . import stock, transforms
 from .policy import note
-from .record import check_output, elsewhere, engine, functorch_active, plain, record
+from .record import check_output, elsewhere, engine, functorch_active, plain, record, uncompiled
 from .stock import Blocks
 from .trees import flatten_blocks, take
 
@@ -131,7 +131,7 @@ def _functional(
         kind = type(module).__name__
         raise TypeError(f"hesse.{name}: module is of type {kind}, not a torch.nn.Module")
     selected = {key: p.detach() for key, p in _select(module, names, name).items()}
-    whole = _Loss(module, loss)
+    whole = _Loss(module, uncompiled(loss))
 
     def func(params: dict[str, Tensor], *args: Any, **kwargs: Any) -> Tensor:
         there: dict[str, Tensor] = dict(module.named_parameters())
@@ -240,9 +240,9 @@ def _check_one_kind(params: dict[str, Tensor]) -> None:
 def _blocks(func: Callable[..., Tensor], given: tuple[Tensor, ...]) -> Blocks:
     reason = None if plain(given) else elsewhere(given, True)[1]
     if reason is not None:
-        note(reason, "module_hessian", 4)
+        note(reason, "module_hessian")
         if functorch_active():
             return transforms.hessian(func, given, check_output, None)
         return [list(row) for row in stock.hessian(func, given)]
     _, inner, y = record(func, given, False, name="module_hessian")
-    return engine(y, inner, False, "module_hessian", 5).hessian(None, False)
+    return engine(y, inner, False, "module_hessian").hessian(None, False)

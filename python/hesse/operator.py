@@ -15,9 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from . import _C, record, stock, trees
-from .policy import note
-from .products import by_autograd
+from . import record, stock, trees
 from .report import Report
 
 if TYPE_CHECKING:
@@ -61,10 +59,8 @@ def linearize(
         B. Christianson, Automatic Hessians by reverse accumulation, IMA J. Numer. Anal. 12, 1992.
     """
     leaves, structure = trees.take(inputs, "linearize")
-    y, inner, engine = open_engine(
-        lambda *xs: structure.call(func, xs), leaves, create_graph, "linearize"
-    )
-    return HessianOperator(y, inner, structure, engine, create_graph)
+    recorded = _record(func, leaves, structure, create_graph, "linearize")
+    return HessianOperator(recorded, structure)
 
 
 def value_grad_hessian(func: Callable[..., Tensor], inputs: Any) -> tuple[Tensor, Any, Any]:
@@ -91,41 +87,32 @@ def value_grad_hessian(func: Callable[..., Tensor], inputs: Any) -> tuple[Tensor
         As :func:`hesse.linearize`.
     """
     leaves, structure = trees.take(inputs, "value_grad_hessian")
-    y, inner, engine = open_engine(
-        lambda *xs: structure.call(func, xs), leaves, False, "value_grad_hessian"
-    )
-    op = HessianOperator(y, inner, structure, engine, False)
+    op = HessianOperator(_record(func, leaves, structure, False, "value_grad_hessian"), structure)
     return op.value, op.gradient, op.blocks()
 
 
-def open_engine(
-    func: Callable[..., Tensor], leaves: Sequence[Tensor], create_graph: bool, name: str
-) -> tuple[Tensor, list[Tensor], record.Engine]:
-    """Record ``func`` at these leaves for an engine that outlives the call.
-
-    Args:
-        func: takes the leaves.
-        leaves: checked by :func:`hesse.trees.take`.
-        create_graph: whether answers can be differentiated again.
-        name: of the public call.
-
-    Returns:
-        The output, the leaves that ``func`` saw, and the engine.
-    """
+def _record(
+    func: Callable[..., Tensor],
+    leaves: list[Tensor],
+    structure: trees.Structure,
+    create_graph: bool,
+    name: str,
+) -> record.Recorded:
+    """Run ``func`` at these leaves, for questions that outlive the call ``name``."""
     given = tuple(leaves)
     reason = None
     if not record.plain(given):
-        _, reason = record.elsewhere(given, True)
-        if reason is not None and not reason.startswith("input"):
+        if (around := record.surroundings()) is not None:
             raise RuntimeError(
-                f"hesse.{name}: {reason}, where no graph can be kept: call it outside, or take "
+                f"hesse.{name}: {around}, where no graph can be kept: call it outside, or take "
                 "hesse.func.hessian"
             )
-    _, inner, y = record.record(func, given, create_graph, name=name)
-    if reason is not None:
-        note(reason, name, 4)
-        return y, inner, stock.DoubleBackward(y, inner, create_graph, reason)
-    return y, inner, record.engine(y, inner, create_graph, name, 5, keep=True)
+        reason = record.elsewhere(given, True)[1]
+    func = record.uncompiled(func)
+    _, inner, y = record.record(
+        lambda *xs: structure.call(func, xs), given, create_graph, name=name
+    )
+    return record.Recorded(y, inner, create_graph, name, keep=True, reason=reason)
 
 
 class HessianOperator:
@@ -133,29 +120,22 @@ class HessianOperator:
 
     Made by :func:`hesse.linearize`. No method runs the function again, and none forms H but those
     that return it. A direction ``v`` may be flat, ``[N]`` or ``[N, K]`` for K at once, or a tree
-    like the inputs, whose leaves may have one more axis of length K in front.
+    like the inputs, whose leaves may have one more axis of length K in front (not for a single
+    vector: K of its directions are the columns of a matrix).
 
     Attributes:
         value: of the function, with the shape that it returned.
         shape: ``(N, N)``, the elements of all inputs together.
     """
 
-    def __init__(
-        self,
-        y: Tensor,
-        inner: list[Tensor],
-        structure: trees.Structure,
-        engine: record.Engine,
-        create_graph: bool,
-    ) -> None:
+    def __init__(self, recorded: record.Recorded, structure: trees.Structure) -> None:
         """Made by :func:`hesse.linearize`."""
-        self.value = y if create_graph else y.detach()
-        self._y = y
-        self._leaves = inner
+        self.value = recorded.y if recorded.create_graph else recorded.y.detach()
+        self._recorded = recorded
+        self._ask = recorded.ask
+        self._leaves = recorded.inner
         self._structure = structure
-        self._engine = engine
-        self._create_graph = create_graph
-        self._sizes = [x.numel() for x in inner]
+        self._sizes = [x.numel() for x in self._leaves]
         self.shape = torch.Size((sum(self._sizes),) * 2)
         self._alone = structure.spec.is_leaf()
 
@@ -178,13 +158,15 @@ class HessianOperator:
         """The operator itself: H is symmetric.
 
         Raises:
-            RuntimeError: ``hesse.linearize: H is not symmetric here: ...``, where a custom Function
-                has a backward that may not be the derivative of its forward.
+            RuntimeError: ``hesse.linearize: H may not be symmetric here: ...``, where a custom
+                Function has a backward that need not be the derivative of its forward, and where
+                plain autograd answers, which does not tell.
         """
-        if not self._engine.symmetric:
+        if not self._recorded.engine.symmetric:
             raise RuntimeError(
-                "hesse.linearize: H is not symmetric here: func calls a custom autograd Function, "
-                "whose backward need not be the derivative of its forward. Take op.dense().T"
+                "hesse.linearize: H may not be symmetric here: func calls a custom autograd "
+                "Function, whose backward need not be the derivative of its forward, or plain "
+                "autograd answers for it. Take op.dense().T"
             )
         return self
 
@@ -195,7 +177,7 @@ class HessianOperator:
     @property
     def gradient(self) -> Any:
         """Of the function, a tree like the inputs; from the same sweep as the linearization."""
-        grads = self._engine.gradient()
+        grads = self._ask(lambda engine: engine.gradient())
         return self._structure.build(
             [
                 torch.zeros_like(x) if g is None else g.clone()  # it may be memory of func's
@@ -205,7 +187,7 @@ class HessianOperator:
 
     def report(self) -> Report:
         """Return the counts of the last question, as :func:`hesse.explain` gives them."""
-        return Report.of(self._engine.report(), 0)
+        return Report.of(self._recorded.engine.report(), 0)
 
     def __repr__(self) -> str:
         """Shape, dtypes, devices."""
@@ -271,7 +253,7 @@ class HessianOperator:
             >>> assert op.quadratic(torch.tensor([1.0, 2.0])) == 30
         """
         rows, layout = self._rows(v)
-        form: Tensor = self._ask(lambda engine: engine.quadratic(rows))
+        form = self._ask(lambda engine: engine.quadratic(rows))
         return form if layout.several else form.reshape(())
 
     def to_scipy(self) -> LinearOperator:
@@ -307,7 +289,7 @@ class HessianOperator:
             tuple(self.shape),
             matvec=apply,
             matmat=apply,
-            rmatvec=apply if self._engine.symmetric else None,
+            rmatvec=apply if self._recorded.engine.symmetric else None,
             dtype=numpy_dtype,
         )
 
@@ -350,7 +332,7 @@ class HessianOperator:
         row, column = self._place(i), self._place(j)
         x, z = self._leaves[row], self._leaves[column]
         block: Tensor
-        if self._engine.symmetric and z.numel() < x.numel() and z.dtype == x.dtype:
+        if self._recorded.engine.symmetric and z.numel() < x.numel() and z.dtype == x.dtype:
             # Rows are the seeds, and those of the transpose are fewer.
             block = self._ask(lambda engine: engine.block(column, row))
             return block.reshape(z.numel(), x.numel()).T.reshape(x.shape + z.shape).contiguous()
@@ -386,7 +368,8 @@ class HessianOperator:
         R = len(chosen)
         flat = [p.reshape(R, n) for p, n in zip(parts, self._sizes, strict=True)]
         matrix = flat[0] if len(flat) == 1 else torch.cat(flat, 1)
-        return matrix.squeeze(0) if isinstance(index, Integral) else matrix
+        one = _is_integer(index.tolist() if isinstance(index, Tensor) else index)
+        return matrix.squeeze(0) if one else matrix
 
     def diagonal(self) -> Any:
         """Compute the diagonal of H, exactly, without H.
@@ -412,35 +395,21 @@ class HessianOperator:
             solvers take it; H itself is not formed.
         """
         self._check_flat()
-        packed: Tensor = self._ask(lambda engine: engine.lower_triangle())
-        return packed
+        return self._ask(lambda engine: engine.lower_triangle())
 
     # ---- layouts ---------------------------------------------------------------------------------
 
-    def _ask(self, question: Callable[[record.Engine], Any]) -> Any:
-        """The engine's answer, or that of plain autograd where it turns out not to have one."""
-        try:
-            return question(self._engine)
-        except _C.Unsupported as refusal:
-            note(str(refusal), "linearize", 4)
-            self._engine = stock.DoubleBackward(
-                self._y, self._leaves, self._create_graph, str(refusal)
-            )
-            return question(self._engine)
-
     def _blocks(self) -> stock.Blocks:
-        blocks: stock.Blocks = self._ask(lambda engine: engine.hessian(None, False))
-        return blocks
+        return self._ask(lambda engine: engine.hessian(None, False))
 
     def _diagonal(self) -> list[Tensor]:
-        diagonal: list[Tensor] = self._ask(lambda engine: engine.diagonal())
-        return diagonal
+        return self._ask(lambda engine: engine.diagonal())
 
     def _products(self, rows: list[Tensor]) -> list[Tensor]:
-        if self._engine.symmetric:
-            products: list[Tensor] = self._ask(lambda engine: engine.hvp(rows))
-            return products
-        return by_autograd("hvp", self._y, self._leaves, rows, self._create_graph)
+        if self._recorded.engine.symmetric:
+            return self._ask(lambda engine: engine.hvp(rows))
+        recorded = self._recorded
+        return stock.products("hvp", recorded.y, recorded.inner, rows, recorded.create_graph)
 
     def _flat_product(self, v: Tensor, axes: int) -> Tensor:
         if not isinstance(v, Tensor) or v.ndim != axes or v.shape[0] != self.shape[0]:
@@ -462,7 +431,8 @@ class HessianOperator:
                 return [v.unsqueeze(0)], _Layout(lambda rows: rows[0].squeeze(0), False)
             if v.ndim in (1, 2) and v.shape[0] == self.shape[0]:
                 return self._flat(v)
-            if not self._alone or v.shape[1:] != x.shape:
+            # [K, N] would be rows, and columns where K happens to be N.
+            if not self._alone or v.shape[1:] != x.shape or x.ndim == 1:
                 raise ValueError(
                     f"hesse.linearize: v has shape {tuple(v.shape)}: it must be [N] or [N, K] with "
                     f"N = {self.shape[0]}, or like the inputs"
@@ -497,15 +467,10 @@ class HessianOperator:
         if isinstance(index, slice):
             return list(range(*index.indices(N)))
         if isinstance(index, Tensor):
-            if index.dtype in (torch.bool, torch.float32, torch.float64) or index.ndim > 1:
-                raise TypeError(
-                    "hesse.linearize: rows must be named by integers, got a Tensor of "
-                    f"{index.dtype} and shape {tuple(index.shape)}"
-                )
-            index = index.reshape(-1).tolist()
+            index = index.tolist()
         chosen = []
         for k in index if isinstance(index, Iterable) else [index]:
-            if isinstance(k, bool) or not isinstance(k, Integral):
+            if not _is_integer(k):
                 raise TypeError(f"hesse.linearize: rows must be named by integers, got {k!r}")
             k = int(k)
             if not -N <= k < N:
@@ -546,6 +511,11 @@ class HessianOperator:
                     "nothing about them is flat: use trees like the inputs, and blocks()"
                 )
         return values[0]
+
+
+def _is_integer(k: Any) -> bool:
+    """Of Python or of NumPy."""
+    return isinstance(k, Integral) and not isinstance(k, bool)
 
 
 class _Layout:

@@ -5,6 +5,7 @@ The policy lives in a context variable, so threads and asyncio tasks do not see 
 
 from __future__ import annotations
 
+import sys
 import warnings
 from contextvars import ContextVar
 from types import TracebackType
@@ -76,13 +77,12 @@ def fallback(policy: str) -> _Restore:
     return _Restore(previous)
 
 
-def note(reason: str, name: str = "hessian", stacklevel: int = 3) -> None:
+def note(reason: str, name: str = "hessian") -> None:
     """Act on a fallback that is about to happen, as the policy says.
 
     Args:
         reason: why the engine cannot take the call; one clause, no full stop.
         name: of the public call.
-        stacklevel: frames between here and the user's line, as for :func:`warnings.warn`.
 
     Raises:
         FallbackError: when the policy is ``"error"``.
@@ -100,5 +100,16 @@ def note(reason: str, name: str = "hessian", stacklevel: int = 3) -> None:
             "the same, at autograd's speed. hesse.fallback('error') refuses such calls, "
             "hesse.fallback('silent') hides this message.",
             FallbackWarning,
-            stacklevel=stacklevel,
+            stacklevel=_user_level(),
         )
+
+
+def _user_level() -> int:
+    """The ``stacklevel``, for a warning in the caller, of the line that called hesse.
+
+    It may be torch that stands between: it wraps transforms and the ``step`` of an optimiser.
+    """
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back and frame.f_globals.get("__name__", "").split(".")[0] in ("hesse", "torch"):
+        level, frame = level + 1, frame.f_back
+    return level

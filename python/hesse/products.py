@@ -6,7 +6,7 @@ gradient differentiated once more, stands in where the engine cannot answer.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -22,9 +22,7 @@ from .record import check_output, elsewhere, engine, functorch_active, plain, re
 Directions = Tensor | tuple[Tensor, ...]
 Row = list[Tensor]  # one tensor per input
 
-# Stock's own parts: they hold the words of its errors.
-_grad: Callable[..., tuple[Tensor | None, ...]] = functional._autograd_grad
-_fill_in_zeros: Callable[..., tuple[Tensor, ...]] = functional._fill_in_zeros
+# They hold the words of its errors.
 _stock: dict[str, Callable[..., tuple[Tensor, Any]]] = {
     "hvp": functional.hvp,
     "vhp": functional.vhp,
@@ -140,7 +138,7 @@ def _product(
         if reason is None:
             rows, reason = _plain_rows(rows, given)
         if reason is not None:
-            note(reason, name, stacklevel=4)
+            note(reason, name)
         if reason is not None and functorch_active() and not strict:
             check = partial(check_output, name=name)
             y, products = transforms.product(func, given, rows, check, name == "hvp")
@@ -199,19 +197,19 @@ def _answer(
         first = [r[:1] for r in rows]
         if not first[0].shape[0]:
             first = [torch.zeros_like(x).unsqueeze(0) for x in outer]
-        by_autograd(name, y, outer, first, create_graph, strict=True)
+        stock.products(name, y, outer, first, create_graph, strict=True)
     if not by_engine:
-        return by_autograd(name, y, outer, rows, create_graph)
+        return stock.products(name, y, outer, rows, create_graph)
     if not y.requires_grad:
         return [torch.zeros_like(r) for r in rows]
-    linear = engine(y, outer, create_graph, name, stacklevel=6)
+    linear = engine(y, outer, create_graph, name)
     if name == "hvp" and not linear.report().get("symmetric"):
-        return by_autograd(name, y, outer, rows, create_graph)
+        return stock.products(name, y, outer, rows, create_graph)
     try:
         products = linear.hvp(rows)
     except _C.Unsupported as refusal:
-        note(str(refusal), name, stacklevel=5)
-        return by_autograd(name, y, outer, rows, create_graph)
+        note(str(refusal), name)
+        return stock.products(name, y, outer, rows, create_graph)
     if create_graph and not all(p.requires_grad for p in products):
         products = _connect(name, y, outer, rows, products)
     return products
@@ -220,50 +218,9 @@ def _answer(
 def _connect(name: str, y: Tensor, outer: list[Tensor], rows: Row, products: Row) -> Row:
     """The same products, requiring grad where stock's do: it takes some constants for functions."""
     try:
-        theirs = by_autograd(name, y, outer, [r[:1] for r in rows], create_graph=True)
+        theirs = stock.products(name, y, outer, [r[:1] for r in rows], create_graph=True)
     except RuntimeError as error:  # there is no double backward of some op
         if "is not implemented" not in str(error):
             raise
         return products
     return stock.connect([products], [[p.requires_grad for p in theirs]], outer)[0]
-
-
-def by_autograd(
-    name: str,
-    y: Tensor,
-    xs: Sequence[Tensor],
-    rows: Sequence[Tensor],
-    create_graph: bool,
-    strict: bool = False,
-) -> Row:
-    """Stock's products from a recorded graph: the gradient, differentiated once more per row.
-
-    ``v' H`` is the vector-Jacobian product of the gradient; ``H v`` that of this product, which is
-    linear in its vector (the double-backward trick).
-
-    Args:
-        name: ``"hvp"`` or ``"vhp"``.
-        y: one element.
-        xs: the inputs that ``func`` saw.
-        rows: the directions, ``[K, *S]`` each.
-        create_graph: whether the products can be differentiated again.
-        strict: raise what stock raises under ``strict=True``.
-
-    Returns:
-        One tensor ``[K, *S]`` per input.
-    """
-    xs = tuple(xs)
-    with torch.enable_grad():
-        target, by, stage = _grad((y,), xs, create_graph=True), xs, "double_back"
-        stock.check_requires_grad(target, "jacobian", strict=strict)
-        if name == "hvp":
-            by, stage = tuple(torch.zeros_like(x, requires_grad=True) for x in xs), stage + "_trick"
-            target = _grad(target, xs, by, create_graph=True)
-    products = []
-    for v in zip(*rows, strict=True):
-        parts = _grad(target, by, v, create_graph=create_graph, retain_graph=True)
-        products.append(_fill_in_zeros(parts, xs, strict, create_graph, stage))
-    if not products:
-        return [torch.zeros_like(r) for r in rows]
-    with torch.set_grad_enabled(create_graph):
-        return [torch.stack(column) for column in zip(*products, strict=True)]

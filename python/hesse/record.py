@@ -8,7 +8,7 @@ An engine answers for the graph below ``y``: the compiled one, or plain autograd
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -25,6 +25,7 @@ _tracing_state = torch._C._get_tracing_state
 _strided = torch.strided
 
 Engine = _C.Linearization | stock.DoubleBackward
+T = TypeVar("T")
 
 
 def plain(given: tuple[Tensor, ...]) -> bool:
@@ -59,17 +60,8 @@ def elsewhere(given: tuple[Tensor, ...], vectorize: bool) -> tuple[bool, str | N
         return True, None
     if not any(x.numel() for x in given) or not (vectorize or all(x.numel() for x in given)):
         return True, None
-    if torch.compiler.is_compiling():
-        return False, "torch.compile is tracing it"
-    if _tracing_state() is not None:
-        return False, "torch.jit.trace is recording it"
-    if _functorch_level() is not None:
-        return False, "it is called inside a torch.func transform or vmap"
-    if forward_ad._current_level >= 0:
-        return False, "it is called inside torch.autograd.forward_ad.dual_level"
-    if _dispatch_modes():
-        mode = type(_get_current_dispatch_mode()).__name__
-        return False, f"a dispatch mode is active ({mode}), which the engine's kernels bypass"
+    if (around := surroundings()) is not None:
+        return False, around
     for i, x in enumerate(given):
         if type(x) is not Tensor and type(x) is not Parameter:
             return False, f"input {i} is a {type(x).__name__}, a tensor subclass"
@@ -80,6 +72,22 @@ def elsewhere(given: tuple[Tensor, ...], vectorize: bool) -> tuple[bool, str | N
         if not (x.is_cpu or x.is_cuda):
             return False, f"input {i} is on a {x.device.type} device"
     return False, None
+
+
+def surroundings() -> str | None:
+    """What around the call keeps the engine from it, whatever the inputs."""
+    if torch.compiler.is_compiling():
+        return "torch.compile is tracing it"
+    if _tracing_state() is not None:
+        return "torch.jit.trace is recording it"
+    if _functorch_level() is not None:
+        return "it is called inside a torch.func transform or vmap"
+    if forward_ad._current_level >= 0:
+        return "it is called inside torch.autograd.forward_ad.dual_level"
+    if _dispatch_modes():
+        mode = type(_get_current_dispatch_mode()).__name__
+        return f"a dispatch mode is active ({mode}), which the engine's kernels bypass"
+    return None
 
 
 def record(
@@ -141,7 +149,6 @@ def engine(
     inner: Sequence[Tensor],
     create_graph: bool,
     name: str,
-    stacklevel: int = 4,
     *,
     keep: bool = False,
 ) -> Engine:
@@ -152,12 +159,56 @@ def engine(
         inner: the inputs that ``func`` saw.
         create_graph: whether answers can be differentiated again.
         name: of the public call, for the words of a fallback.
-        stacklevel: frames between here and the user's line.
         keep: it is for many questions: the gradient comes with it, and tensors that it reads and
             that are changed in place later are an error.
     """
     try:
         return _C.linearize([y], list(inner), None, create_graph, keep)
     except _C.Unsupported as refusal:
-        note(str(refusal), name, stacklevel)
+        note(str(refusal), name)
         return stock.DoubleBackward(y, inner, create_graph, str(refusal))
+
+
+class Recorded:
+    """What one run of ``func`` recorded, and who answers questions about it.
+
+    That is the compiled engine, until a question turns out to be beyond it; plain autograd from
+    then on.
+
+    Attributes:
+        y: one element.
+        inner: the inputs that ``func`` saw.
+        create_graph: whether answers can be differentiated again.
+        engine: who answers now.
+    """
+
+    def __init__(
+        self,
+        y: Tensor,
+        inner: Sequence[Tensor],
+        create_graph: bool,
+        name: str,
+        *,
+        keep: bool = False,
+        reason: str | None = None,
+    ) -> None:
+        """As for :func:`engine`; ``reason`` is why plain autograd answers from the start."""
+        self.y, self.inner, self.create_graph = y, inner, create_graph
+        self._name = name
+        self.engine: Engine
+        if reason is None:
+            self.engine = engine(y, inner, create_graph, name, keep=keep)
+        else:
+            self._leave(reason)
+
+    def ask(self, question: Callable[[Engine], T]) -> T:
+        """The answer of who can give it."""
+        try:
+            return question(self.engine)
+        except _C.Unsupported as refusal:
+            self._leave(str(refusal))
+            return question(self.engine)
+
+    def _leave(self, reason: str) -> None:
+        note(reason, self._name)
+        self.engine = stock.DoubleBackward(self.y, self.inner, self.create_graph, reason)

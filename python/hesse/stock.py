@@ -1,4 +1,4 @@
-"""``torch.autograd.functional.hessian`` ("stock"), and its double backward from a recorded graph.
+"""``torch.autograd.functional`` ("stock"), and its double backward from a recorded graph.
 
 Stock differentiates every entry of the gradient ``g_i = dy/dx_i``. Here one entry per input tells
 how stock's blocks are connected, and ``rows`` does them all when the engine cannot take the graph.
@@ -14,10 +14,12 @@ import torch
 from torch import Tensor
 from torch.autograd import functional
 
-# torch leaves these untyped; the last two hold the words of its errors.
+# torch leaves these untyped; all but the first hold the words of its errors.
 hessian: Callable[..., Any] = functional.hessian
 as_tuple: Callable[..., tuple[bool, tuple[Tensor, ...]]] = functional._as_tuple
 check_requires_grad: Callable[..., None] = functional._check_requires_grad
+_grad: Callable[..., tuple[Tensor | None, ...]] = functional._autograd_grad
+_fill_in_zeros: Callable[..., tuple[Tensor, ...]] = functional._fill_in_zeros
 
 Blocks = list[list[Tensor]]
 Row = tuple[Tensor | None, ...]
@@ -186,6 +188,47 @@ def _batched(gs: Sequence[Tensor], outer: Sequence[Tensor], create_graph: bool) 
         [column[i].view(g.shape + x.shape) for column, x in zip(columns, outer, strict=True)]
         for i, g in enumerate(gs)
     ]
+
+
+def products(
+    name: str,
+    y: Tensor,
+    xs: Sequence[Tensor],
+    rows: Sequence[Tensor],
+    create_graph: bool,
+    strict: bool = False,
+) -> list[Tensor]:
+    """Stock's products from a recorded graph: the gradient, differentiated once more per row.
+
+    ``v' H`` is the vector-Jacobian product of the gradient; ``H v`` that of this product, which is
+    linear in its vector (the double-backward trick).
+
+    Args:
+        name: ``"hvp"`` or ``"vhp"``.
+        y: one element.
+        xs: the inputs that ``func`` saw.
+        rows: the directions, ``[K, *S]`` each.
+        create_graph: whether the products can be differentiated again.
+        strict: raise what stock raises under ``strict=True``.
+
+    Returns:
+        One tensor ``[K, *S]`` per input.
+    """
+    xs = tuple(xs)
+    with torch.enable_grad():
+        target, by, stage = _grad((y,), xs, create_graph=True), xs, "double_back"
+        check_requires_grad(target, "jacobian", strict=strict)
+        if name == "hvp":
+            by, stage = tuple(torch.zeros_like(x, requires_grad=True) for x in xs), stage + "_trick"
+            target = _grad(target, xs, by, create_graph=True)
+    made = []
+    for v in zip(*rows, strict=True):
+        parts = _grad(target, by, v, create_graph=create_graph, retain_graph=True)
+        made.append(_fill_in_zeros(parts, xs, strict, create_graph, stage))
+    if not made:
+        return [torch.zeros_like(r) for r in rows]
+    with torch.set_grad_enabled(create_graph):
+        return [torch.stack(column) for column in zip(*made, strict=True)]
 
 
 class DoubleBackward:

@@ -8,19 +8,16 @@ The objective f is the loss plus ``weight_decay / 2 |x|^2`` of each group. Aroun
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from .. import _C, stock
-from ..policy import note
-from ..record import Engine, elsewhere, engine, plain
+from .. import stock
+from ..record import Recorded, elsewhere, plain
 
 Closure = Callable[[], Tensor]
-T = TypeVar("T")
 
 FREED = "backward through the graph a second time"  # in torch's words
 
@@ -55,7 +52,7 @@ class Model:
             check_loss(loss, name)
             self._y = loss.reshape(())
         self._all = params
-        self._engine, gradient = self._linearize()
+        self._recorded, gradient = self._linearize()
 
         used = [g is not None for g in gradient]
         if not any(used):
@@ -85,7 +82,7 @@ class Model:
 
     def hessian(self) -> Tensor:
         """``B``, ``[N, N]``."""
-        blocks = self._ask(lambda lin: lin.hessian(None, False))
+        blocks = self._recorded.ask(lambda lin: lin.hessian(None, False))
         blocks = [
             [b for b, u in zip(row, self._used, strict=True) if u]
             for row, u in zip(blocks, self._used, strict=True)
@@ -110,7 +107,7 @@ class Model:
             next(parts).view(1, *p.shape) if u else None
             for p, u in zip(self._all, self._used, strict=True)
         ]
-        products = self._ask(lambda lin: lin.hvp(dxs))
+        products = self._recorded.ask(lambda lin: lin.hvp(dxs))
         out = flatten([b for b, u in zip(products, self._used, strict=True) if u])
         self._check_finite(out, "Hessian")
         return out.add_(v * self._shift)
@@ -138,22 +135,19 @@ class Model:
         for p, part in zip(self._params, torch.split(self.x + step, self._sizes), strict=True):
             p.copy_(part.view(p.shape))
 
-    def _linearize(self) -> tuple[Engine, Sequence[Tensor | None]]:
+    def _linearize(self) -> tuple[Recorded, Sequence[Tensor | None]]:
         """Who answers for the graph, and the gradient: None where it does not reach a parameter."""
         given = tuple(self._all)
         reason = None if plain(given) else elsewhere(given, False)[1]
-        name = self._name.removeprefix("hesse.")
         try:
-            if reason is not None:
-                note(reason, name, user_line())
-                lin: Engine = stock.DoubleBackward(self._y, given, False, reason)
-            else:
-                lin = engine(self._y, given, False, name, user_line() + 1)
-            if isinstance(lin, stock.DoubleBackward):  # its gradient is zero, not None
-                return lin, torch.autograd.grad(
+            recorded = Recorded(
+                self._y, given, False, self._name.removeprefix("hesse."), reason=reason
+            )
+            if isinstance(recorded.engine, stock.DoubleBackward):  # its gradient is zero, not None
+                return recorded, torch.autograd.grad(
                     self._y, given, retain_graph=True, allow_unused=True
                 )
-            return lin, lin.gradient()
+            return recorded, recorded.engine.gradient()
         except RuntimeError as error:
             if FREED not in str(error):
                 raise
@@ -161,15 +155,6 @@ class Model:
                 f"{self._name}: the graph of the loss is gone; closure must return the loss and "
                 "not call backward on it"
             ) from error
-
-    def _ask(self, question: Callable[[Engine], T]) -> T:
-        """The engine's answer, or plain autograd's if it meets what it cannot take."""
-        try:
-            return question(self._engine)
-        except _C.Unsupported as refusal:
-            note(str(refusal), self._name.removeprefix("hesse."), user_line())
-            self._engine = stock.DoubleBackward(self._y, self._all, False, str(refusal))
-            return question(self._engine)
 
     def _objective(self, loss: Tensor, x: Tensor) -> float:
         return float(loss) + 0.5 * float((self._decay * x * x).sum())
@@ -193,14 +178,6 @@ class Model:
                 f"{self._name}: the {what} is not finite at the current parameters, which were "
                 "left as they are; the loss is not twice differentiable there, or overflows"
             )
-
-
-def user_line() -> int:
-    """The ``stacklevel`` of the user's line for a ``note`` in the caller; torch wraps ``step``."""
-    level, frame = 2, sys._getframe(1)
-    while frame.f_back and frame.f_globals.get("__name__", "").startswith(("hesse.", "torch.")):
-        level, frame = level + 1, frame.f_back
-    return level
 
 
 def flatten(parts: Sequence[Tensor]) -> Tensor:
