@@ -7,8 +7,7 @@ import os
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -16,6 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from bench import measure, memory, report, summary
+from bench.command import limited_to, positive
 from bench.peers import PEERS, Peer, Refusal
 from bench.problems import PROBLEMS
 from bench.run import Neighbours, Row, Run, settings
@@ -32,10 +32,10 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--problems", nargs="+", choices=PROBLEMS, metavar="P", help=names)
     p.add_argument("--sizes", nargs="+", type=int, metavar="N", help="only these values of N")
     p.add_argument("--peers", nargs="+", choices=PEERS, metavar="W", help=peers)
-    p.add_argument("--rounds", type=_positive, help="samples of each peer (15, quick 7)")
+    p.add_argument("--rounds", type=positive, help="samples of each peer (15, quick 7)")
     p.add_argument("--dtype", choices=DTYPES, default="float32")
     p.add_argument(
-        "--threads", type=_positive, default=2, help="threads, and processors, to use (2)"
+        "--threads", type=positive, default=2, help="threads, and processors, to use (2)"
     )
     p.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     p.add_argument(
@@ -45,13 +45,6 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--no-memory", action="store_true", help="leave peak memory out")
     p.add_argument("--check", action="store_true", help="only agreement, float64, small sizes")
     return p
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
-    return value
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -162,22 +155,6 @@ def _sizes(name: str, options: argparse.Namespace) -> list[int]:
     problem = PROBLEMS[name]
     sizes = problem.quick if options.quick else problem.sizes
     return [n for n in (problem.sizes if options.sizes else sizes) if n in (options.sizes or sizes)]
-
-
-@contextmanager
-def limited_to(threads: int) -> Iterator[None]:
-    """Torch takes a thread count; JAX takes every processor it sees, so it is shown as many."""
-    before, pinned = torch.get_num_threads(), hasattr(os, "sched_setaffinity")
-    processors = os.sched_getaffinity(0) if pinned else set()
-    torch.set_num_threads(threads)
-    if pinned:
-        os.sched_setaffinity(0, sorted(processors)[:threads])
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-        if pinned:
-            os.sched_setaffinity(0, processors)
 
 
 def _ours_is_wrong(row: Row) -> bool:

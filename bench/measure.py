@@ -39,6 +39,7 @@ class Result:
     peer: str
     samples: list[float] = field(default_factory=list)
     calls: int = 0  # per sample
+    answers: float = 1  # that a call gives
     first: float | None = None
     error: float | None = None
     note: str = ""
@@ -113,20 +114,35 @@ def measure(
         result, prepared = agree(peer, case, expected)
         results[peer.name] = result
         if prepared is not None:
-            _size_sample(prepared, result, peer.compiles)
+            size_sample(prepared, result, peer.compiles)
             ready[peer.name] = prepared
-    _run_rounds(ready, results, rounds, budget, tell)
+    interleave(ready, results, rounds, budget, tell)
     return list(results.values())
 
 
 def agree(peer: Peer, case: Case, expected: Tensor | None) -> tuple[Result, Ready | None]:
-    """Prepares and calls a peer once; nothing is ready to be timed unless its values agree."""
+    """:func:`admit` with the whole Hessian as what is computed."""
+    return admit(peer, case, lambda value: disagreement(flatten(value, case.inputs), expected))
+
+
+def admit(peer: Peer, case: Case, error_of: Callable[[Any], float]) -> tuple[Result, Ready | None]:
+    """Prepares and calls a peer once; nothing is ready to be timed unless its values agree.
+
+    Args:
+        peer: who takes part; a floor is not held against anything.
+        case: what it is prepared for.
+        error_of: the scaled error of what the peer's call returns.
+
+    Returns:
+        The result so far, and what can be called; `None` if the result says why it cannot.
+    """
     result = Result(peer.name)
     try:
         prepared, value = _first_call(peer, case, result)
         if peer.kind != "floor":
-            _compare(value, case, expected, result)
+            _compare(value, case, error_of, result)
         result.note, result.chunk_bytes = prepared.describe(), prepared.chunk_bytes()
+        result.answers = prepared.answers
     except Refusal as refusal:
         result.refusal = str(refusal)
         return result, None
@@ -151,9 +167,9 @@ def _first_call(peer: Peer, case: Case, result: Result) -> tuple[Ready, Any]:
     return prepared, value
 
 
-def _compare(value: Any, case: Case, expected: Tensor, result: Result) -> None:
+def _compare(value: Any, case: Case, error_of: Callable[[Any], float], result: Result) -> None:
     try:
-        result.error = disagreement(flatten(value, case.inputs), expected)
+        result.error = error_of(value)
     except Exception as error:
         result.wrong = True
         raise Refusal(f"wrong shape: {brief(error)}") from error
@@ -163,7 +179,7 @@ def _compare(value: Any, case: Case, expected: Tensor, result: Result) -> None:
         raise Refusal(f"disagrees: scaled error {result.error:.1e} over {limit:.0e}")
 
 
-def _size_sample(prepared: Ready, result: Result, compiles: bool) -> None:
+def size_sample(prepared: Ready, result: Result, compiles: bool) -> None:
     """Decides how many calls make a sample; a very slow peer's only sample is taken here."""
     slow = result.first > 2 * ONCE_SECONDS and not compiles  # imports pass for slowness
     estimate = result.first if slow else _time(prepared.call, 1)
@@ -175,13 +191,14 @@ def _size_sample(prepared: Ready, result: Result, compiles: bool) -> None:
     result.calls = max(1, math.ceil(SAMPLE_SECONDS / estimate))
 
 
-def _run_rounds(
+def interleave(
     ready: dict[str, Ready],
     results: dict[str, Result],
     rounds: int,
     budget: float,
     tell: Callable[[str], None],
 ) -> None:
+    """Rounds in which every peer that is ready gives one sample to its result."""
     order = [name for name in ready if not results[name].samples]
     spent = dict.fromkeys(order, 0.0)
     shuffle = random.Random(0).shuffle

@@ -25,7 +25,7 @@ from torch.nn import Parameter
 from torch.nn import functional as F
 
 import hesse
-from bench.__main__ import limited_to
+from bench.command import limited_to
 
 PATIENCE = 60.0  # seconds in which a watched run has to arrive
 LIMIT = 100_000  # iterations

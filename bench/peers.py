@@ -34,11 +34,13 @@ class Ready:
         call: computes the Hessian.
         describe: a remark for the report.
         chunk_bytes: what the engine says it holds at its widest point beside the output.
+        answers: how many answers one call gives: K products at once, or one row of N.
     """
 
     call: Callable[[], Any]
     describe: Callable[[], str] = str
     chunk_bytes: Callable[[], int] = int
+    answers: float = 1
 
 
 @dataclass(frozen=True)
@@ -101,17 +103,24 @@ def _rev_rev(case: Case) -> Ready:
     """`jacrev(jacrev)` at whichever chunk size is fastest here, unchunked included."""
     argnums = _argnums(case)
     gradient = jacrev(case.func, argnums)
-    best: tuple[float, int | None, Callable[[], Any]] | None = None
-    for chunk in (None, *(size for size in CHUNKS if size < case.numel)):
-        call = partial(jacrev(gradient, argnums, chunk_size=chunk), *case.inputs)
+    chunks = (None, *(size for size in CHUNKS if size < case.numel))
+    calls = {
+        f"chunk_size={chunk}": partial(jacrev(gradient, argnums, chunk_size=chunk), *case.inputs)
+        for chunk in chunks
+    }
+    name = fastest(calls)
+    return Ready(calls[name], lambda: name)
+
+
+def fastest(calls: dict[str, Callable[[], Any]]) -> str:
+    """The name of the call that takes the least time, each called once before."""
+    seconds = {}
+    for name, call in calls.items():
         call()
         start = time.perf_counter()
         call()
-        seconds = time.perf_counter() - start
-        if best is None or seconds < best[0]:
-            best = seconds, chunk, call
-    _, chunk, call = best
-    return Ready(call, lambda: f"chunk_size={chunk}")
+        seconds[name] = time.perf_counter() - start
+    return min(seconds, key=seconds.__getitem__)
 
 
 def _compile(case: Case) -> Ready:

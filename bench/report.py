@@ -14,7 +14,7 @@ from rich.text import Text
 from bench.measure import Result
 from bench.peers import PEERS
 from bench.run import Row, Run, title
-from bench.targets import verdicts
+from bench.targets import Verdict, verdicts
 
 BUSY = 0.05  # neighbours that take more than this share of the machine are mentioned
 STYLES = {"ours": "bold green", "hand": "cyan", "compiled": "yellow", "floor": "dim"}
@@ -35,7 +35,7 @@ def show(run: Run, console: Console) -> None:
         console.print(_notes(rows), style="dim", highlight=False)
     if any(r.peak is not None for row in run.rows for r in row.results.values()):
         console.print(memory(run))
-    console.print(targets(run))
+    console.print(targets(verdicts(run)))
     busy = [f"{r.problem} {r.size} ({r.busy:.0%})" for r in run.rows if r.busy > BUSY]
     if busy:
         console.print(f"Other processes were busy during: {', '.join(busy)}", style="yellow")
@@ -69,12 +69,12 @@ def memory(run: Run) -> Table:
     return table
 
 
-def targets(run: Run) -> Table:
+def targets(lines: list[Verdict]) -> Table:
     """Every stated target: reached, or missed by how much."""
     table = Table(title="Targets", title_justify="left")
     for column in ("case", "asked", "measured", "outcome"):
         table.add_column(column)
-    for line in verdicts(run):
+    for line in lines:
         style = "dim" if line.margin is None else "green" if line.margin >= 1 else "red"
         table.add_row(line.case, line.claim, line.measured, Text(line.outcome, style))
     return table
@@ -85,29 +85,37 @@ def write_json(run: Run, path: Path) -> None:
     lines: list[dict[str, Any]] = [{"line": "run", **run.settings}]
     for row in run.rows:
         for r in row.results.values():
-            low, high = r.quartiles
-            lines.append(
-                {
-                    "line": "result",
-                    "problem": row.problem,
-                    "n": row.size,
-                    "peer": r.peer,
-                    "median_s": r.median,
-                    "q1_s": low,
-                    "q3_s": high,
-                    "samples": len(r.samples),
-                    "calls_per_sample": r.calls,
-                    "first_call_s": r.first,
-                    "scaled_error": r.error,
-                    "peak_bytes": r.peak,
-                    "note": r.note or None,
-                    "refusal": r.refusal or None,
-                    "others_busy": round(row.busy, 3),
-                }
-            )
-    for v in verdicts(run):
-        lines.append({"line": "target", "case": v.case, "asked": v.claim, "measured": v.measured})
-        lines[-1] |= {"margin": v.margin, "outcome": v.outcome}
+            where = {"line": "result", "problem": row.problem, "n": row.size}
+            lines.append(where | measured(r) | {"others_busy": round(row.busy, 3)})
+    write_lines([*lines, *map(stated, verdicts(run))], path)
+
+
+def measured(r: Result) -> dict[str, Any]:
+    """A result as a part of a line."""
+    low, high = r.quartiles
+    return {
+        "peer": r.peer,
+        "median_s": r.median,
+        "q1_s": low,
+        "q3_s": high,
+        "samples": len(r.samples),
+        "calls_per_sample": r.calls,
+        "first_call_s": r.first,
+        "scaled_error": r.error,
+        "peak_bytes": r.peak,
+        "note": r.note or None,
+        "refusal": r.refusal or None,
+    }
+
+
+def stated(v: Verdict) -> dict[str, Any]:
+    """A target as a line."""
+    line = {"line": "target", "case": v.case, "asked": v.claim, "measured": v.measured}
+    return line | {"margin": v.margin, "outcome": v.outcome}
+
+
+def write_lines(lines: list[dict[str, Any]], path: Path) -> None:
+    """One JSON object a line; what is not a number is null."""
     path.write_text("".join(json.dumps(_plain(line)) + "\n" for line in lines))
 
 
@@ -165,7 +173,7 @@ def _time_cell(result: Result) -> Text:
     if result.refusal:
         return Text(result.refusal, "red" if result.wrong else "dim")
     low, high = result.quartiles
-    text = f"{_ms(result.median)} ({_ms(low)}-{_ms(high)})"
+    text = f"{ms(result.median)} ({ms(low)}-{ms(high)})"
     if PEERS[result.peer].compiles:
         text += f"\nfirst call {result.first:.1f} s"
     return Text(text)
@@ -184,7 +192,7 @@ def _peak_cell(result: Result, output: int) -> str:
     return f"{result.peak / 2**20:.1f} ({result.peak / output:.3g}x)"
 
 
-def _ms(seconds: float) -> str:
+def ms(seconds: float) -> str:
     return f"{1e3 * seconds:.3g}" if seconds < 1 else f"{1e3 * seconds:.0f}"
 
 
