@@ -60,14 +60,15 @@ std::optional<Claims> claims_of(Term term, c10::IntArrayRef shape, int64_t n) {
   for (int64_t d = 0; d < term.rank(); ++d) {
     const Dim& dim = term.dims[d];
     const int64_t axis = claims.at.axis[d], step = claims.at.step[d];
-    if (dim.indexed() || dim.ks < 0 || (axis >= 0 && step < 0)) return std::nullopt;
-    if (dim.n == 1) continue;
+    if (dim.ks < 0 || (axis >= 0 && step < 0)) return std::nullopt;
+    if (dim.n == 1 && !dim.indexed()) continue;
     if (dim.ks != 0 && dim.ks % n == 0) {
-      if (axis < 0 || step == 0 || !extend(runs, {{axis, step, dim.ks / n}, dim.n})) return std::nullopt;
+      if (dim.indexed() || axis < 0 || step == 0 || !extend(runs, {{axis, step, dim.ks / n}, dim.n}))
+        return std::nullopt;
       continue;
     }
-    within += dim.ks * (dim.n - 1);
-    if (axis >= 0) claims.reach[axis] += step * (dim.n - 1);
+    within += dim.ks * (dim.seed_extent() - 1);
+    if (axis >= 0) claims.reach[axis] += step * (dim.value_extent() - 1);
   }
   if (within >= n) return std::nullopt;
   for (const Run& run : runs) claims.owner.along.push_back(run.along);

@@ -32,9 +32,14 @@ void narrow(Term& term, int64_t d, int64_t from, int64_t n) {
   for (Tensor* f : {&term.coef, &term.core}) {
     if (varies(*f, d)) *f = f->narrow(d, from, n);
   }
-  term.k0 += from * term.dims[d].ks;
-  term.v0 += from * term.dims[d].vs;
-  term.dims[d].n = n;
+  Dim& dim = term.dims[d];
+  if (dim.k) {
+    dim.k = hold(term, dim.k->index.slice(0, from, from + n), dim.k->size);
+  } else {
+    term.k0 += from * dim.ks;
+  }
+  term.v0 += from * dim.vs;
+  dim.n = n;
 }
 
 Shape dims_on(const Placement& p, int64_t axis) {
@@ -52,7 +57,8 @@ bool split_alike(Term& one, const Term& two, const Placement& at_one, const Plac
   const Shape on_one = dims_on(at_one, axis), on_two = dims_on(at_two, axis);
   if (on_one.size() != 1 || on_two.size() != 2) return false;
   const int64_t d = on_one[0], inner = two.dims[on_two[1]].n, step = at_one.step[d];
-  if (at_two.step[on_two[1]] != step || at_two.step[on_two[0]] != step * inner || one.dims[d].n % inner != 0)
+  if (one.dims[d].indexed() || at_two.step[on_two[1]] != step || at_two.step[on_two[0]] != step * inner ||
+      one.dims[d].n % inner != 0)
     return false;
   split_dim(one, d, inner);
   return place(one, shape, renewed);
@@ -114,14 +120,14 @@ bool by_groups(Term& term, int64_t n) {
   int64_t within = term.k0 % n;
   for (int64_t d = 0; d < term.rank(); ++d) {
     const Dim dim = term.dims[d];
-    if (dim.ks < 0 || (dim.k && dim.n > 1)) return false;
-    if (dim.ks == 0 || dim.ks % n == 0 || dim.n == 1) continue;
-    if ((dim.n - 1) * dim.ks >= n) {
-      if (n % dim.ks != 0 || dim.n % (n / dim.ks) != 0) return false;
+    if (dim.ks < 0 || (dim.k && dim.ks % n == 0)) return false;
+    if (dim.ks == 0 || dim.ks % n == 0 || (dim.n == 1 && !dim.k)) continue;
+    if ((dim.seed_extent() - 1) * dim.ks >= n) {
+      if (dim.k || n % dim.ks != 0 || dim.n % (n / dim.ks) != 0) return false;
       split_dim(term, d, n / dim.ks);
       continue;  // with the inner part
     }
-    within += (dim.n - 1) * dim.ks;
+    within += (dim.seed_extent() - 1) * dim.ks;
   }
   return within < n;
 }
@@ -187,9 +193,15 @@ Tensor times(const Tensor& a, const Tensor& b) {
 struct Sum {
   Shape sizes, strides;
   std::vector<bool> reduce;
+  bool by_index = false;
 };
 
-// Nothing where different letters name the same element of out.
+// Whether a letter moves seeds by index, on either side.
+bool picked(const Meeting& m, const Letter& letter) {
+  return (letter.a >= 0 && m.a.dims[letter.a].k) || (letter.b >= 0 && m.b.dims[letter.b].k);
+}
+
+// Nothing where different letters name the same element of out, unless these go by index anyway.
 std::optional<Sum> sum_of(const Meeting& m, int64_t n) {
   Sum sum;
   std::vector<std::pair<int64_t, int64_t>> moves;  // stride, size
@@ -201,7 +213,9 @@ std::optional<Sum> sum_of(const Meeting& m, int64_t n) {
     sum.strides.push_back(groups ? ka * n : ka * n + kb);
     sum.reduce.push_back(ka == 0 && kb == 0);
     if (sum.strides.back() != 0 && letter.n > 1) moves.emplace_back(sum.strides.back(), letter.n);
+    sum.by_index = sum.by_index || picked(m, letter);
   }
+  if (sum.by_index) return sum;
   std::sort(moves.begin(), moves.end());
   int64_t reach = 0;
   for (const auto& [stride, size] : moves) {
@@ -209,6 +223,29 @@ std::optional<Sum> sum_of(const Meeting& m, int64_t n) {
     reach += stride * (size - 1);
   }
   return sum;
+}
+
+// Where in out the sum belongs, for each of its letters.
+Tensor places(const Meeting& m, const Sum& sum, int64_t offset, int64_t n, at::Device device) {
+  const auto options = at::TensorOptions(device).dtype(at::kLong);
+  Tensor at = at::full({}, offset, options);
+  for (size_t i = 0; i < m.letters.size(); ++i) {
+    if (sum.reduce[i]) continue;
+    const Letter& letter = m.letters[i];
+    const Tensor steps = at::arange(letter.n, options);
+    Tensor along = steps * sum.strides[i];
+    if (picked(m, letter)) {
+      auto moved = [&](const Term& term, int64_t d) {
+        return d < 0 ? at::zeros({letter.n}, options)
+                     : (term.dims[d].k ? term.dims[d].k->index : steps) * term.dims[d].ks;
+      };
+      along = moved(m.a, letter.a) * n + moved(m.b, letter.b);
+    }
+    Shape size(m.letters.size(), 1);
+    size[i] = letter.n;
+    at = at + along.view(size);
+  }
+  return at;
 }
 
 // Of complex values the real part, in the dtype of H.
@@ -236,6 +273,12 @@ void add_sum(const Tensor& out, const Meeting& m, const Sum& sum) {
   Shape sizes = sum.sizes;
   for (size_t i = 0; i < sizes.size(); ++i) sizes[i] = sum.reduce[i] ? 1 : sizes[i];
   const int64_t offset = m.a.k0 / n * n * n + (m.a.k0 % n) * n + m.b.k0 % n;
+  if (sum.by_index) {
+    const Tensor entries = c.defined() ? c.expand(sizes) * alpha : at::full(sizes, alpha, out.options());
+    out.view({-1}).index_add_(0, places(m, sum, offset, n, out.device()).expand(sizes).reshape({-1}),
+                              entries.reshape({-1}));
+    return;
+  }
   kernels::combine(kernels::Into::add, out, sizes, sum.strides, offset, c, {}, alpha);
 }
 
@@ -244,7 +287,10 @@ std::optional<Meeting> meeting(const Term& a, const Term& b, c10::IntArrayRef sh
   Meeting m{a, b, {}, {}, {}, false};
   squeeze(m.a);
   squeeze(m.b);
-  if (a.indexed() || b.indexed() || !by_groups(m.a, n) || !by_groups(m.b, n)) return std::nullopt;
+  auto scattered = [](const Term& t) {
+    return std::any_of(t.dims.begin(), t.dims.end(), [](const Dim& d) { return d.v; });
+  };
+  if (scattered(a) || scattered(b) || !by_groups(m.a, n) || !by_groups(m.b, n)) return std::nullopt;
   if (!place(m.a, shape, m.at_a) || !place(m.b, shape, m.at_b)) return std::nullopt;
   for (size_t axis = 0; axis < shape.size(); ++axis) {
     if (!meet_along(m, static_cast<int64_t>(axis), shape)) return std::nullopt;

@@ -27,6 +27,14 @@ def pairs(x):
     return d.pow(-1.5).sum((-1, -2))
 
 
+BONDS = torch.tensor([[0, 1], [0, 2], [1, 2]])
+
+
+def energy_of_bonds(x):
+    r = (x[..., BONDS[:, 0], :] - x[..., BONDS[:, 1], :]).square().sum(-1).sqrt()
+    return (1 - torch.exp(1 - r)).square().sum(-1)
+
+
 def heads(x):
     """Attention of a sample's own four places."""
     a = torch.softmax(x @ x.transpose(-1, -2), -1)
@@ -58,6 +66,9 @@ PROBLEMS = {
     "flattened": (lambda x: (x.reshape(*x.shape[:-2], -1) ** 2).prod(-1), (2, 2)),
     "complex values": (lambda x: torch.fft.rfft(x).abs().square().exp().sum(-1), (4,)),
     "another dtype": (lambda x: x.double().exp().float().double().pow(2).sum(-1), (3,)),
+    "pairs by index": (lambda x: energy_of_bonds(x), (3, 2)),
+    "picked twice": (lambda x: (x[..., [0, 0, 2]] * x[..., [2, 1, 0]]).exp().sum(-1), (4,)),
+    "gathered": (lambda x: x.index_select(-1, torch.tensor([1, 1, 3])).prod(-1) ** 2, (4,)),
     "views of groups": (lambda x: x.reshape(*x.shape[:-1], 2, 2).exp().prod(-1).sum(-1), (4,)),
 }
 every_problem = pytest.mark.parametrize("name", PROBLEMS)
@@ -205,6 +216,9 @@ def test_samples_that_are_transposed_over_each_other_meet():
         (lambda x: x.exp().sum(-1) @ torch.ones(5, 5, dtype=f64), ""),
         (lambda x: (x * x.roll(1, 0)).exp().sum(-1), "RollBackward0"),
         (lambda x: (x + x[:1]).exp().sum(-1), ""),
+        (lambda x: (x * x[[1, 0, 2, 3, 4]]).exp().sum(-1), ""),
+        (lambda x: x[[0, 0, 1, 2, 3]].exp().sum(-1), ""),
+        (lambda x: x.view(-1)[[3, 4, 5, 6, 7]].exp() * x[:, 0], ""),
         (lambda x: (x + x[-1]).exp().sum(-1), ""),
         (lambda x: (x - x[0]).square().sum(-1), ""),
         (lambda x: x.exp().sum(-1) + x[0].exp().sum(), ""),
