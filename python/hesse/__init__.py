@@ -1,6 +1,7 @@
 """Exact Hessians of scalar PyTorch functions, from the graph that autograd has recorded.
 
-``hesse.hessian`` takes the place of ``torch.autograd.functional.hessian``.
+``hesse.hessian`` takes the place of ``torch.autograd.functional.hessian``; ``hesse.linearize``
+answers every other question about the Hessian at a point.
 """
 
 from . import _match
