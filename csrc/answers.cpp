@@ -45,7 +45,9 @@ Seeds directions(const Linearization& lin, const MaybeTensors& dxs, int64_t begi
       const int slot = lin.graph.inputs[i];
       if (slot < 0 || !dxs[i] || !lin.graph.slots[slot].curved_above) continue;
       const bool all = begin == 0 && end == dxs[i]->size(0);
-      accumulate(slots[slot], from_dense(all ? *dxs[i] : dxs[i]->slice(0, begin, end), end - begin));
+      Tangent t = from_dense(all ? *dxs[i] : dxs[i]->slice(0, begin, end), end - begin);
+      for (Term& term : t.terms) term.owned = false;  // the caller's memory
+      accumulate(slots[slot], std::move(t));
     }
   };
 }

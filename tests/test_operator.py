@@ -315,6 +315,13 @@ def test_many_directions_go_in_chunks():
     close(product[:, -2:], op @ V[:, -2:])
 
 
+def test_directions_are_the_callers_memory():
+    op = hesse.linearize(lambda x: torch.tanh(x).pow(2).sum(), normal(100, 100))
+    many = normal(2000, 100, 100)
+    op @ many[:4]
+    assert op.report().chunks == 1 and op.report().widest_bytes < many.nbytes / 10
+
+
 # ---- other libraries -----------------------------------------------------------------------------
 
 
