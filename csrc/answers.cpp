@@ -79,7 +79,11 @@ class Rows {
     for (size_t i = 0; i < whole_.size(); ++i) whole_[i].slice(0, begin, end).copy_(parts_[i]);
     parts_.clear();
   }
+  // Each in memory of its own: a row may be a direction, or a tensor of func's, as it is.
   std::vector<Tensor> take() {
+    for (Tensor& part : parts_) {
+      if (part.storage().use_count() > 1) part = part.clone();
+    }
     if (!whole_.empty() || parts_.size() == lin_.inputs.size()) return whole_.empty() ? parts_ : whole_;
     const size_t n = lin_.inputs.size();
     std::vector<Tensor> all;

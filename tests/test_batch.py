@@ -319,3 +319,11 @@ def test_what_is_no_batch_is_named(f, x, batch_dim, kind, words):
 def test_inside_a_transform_it_says_so():
     with pytest.raises(RuntimeError, match="hesse.batch_hessian: it is called inside a torch.func"):
         vmap(lambda x: hesse.batch_hessian(lambda x: x.exp().sum(-1), x))(normal(2, 3, 4))
+
+
+def test_in_inference_mode_it_says_so():
+    with (
+        torch.inference_mode(),
+        pytest.raises(RuntimeError, match="batch_hessian: torch.inference_mode is"),
+    ):
+        hesse.batch_hessian(lambda x: x.exp().sum(-1), normal(2, 3))

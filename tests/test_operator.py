@@ -617,3 +617,11 @@ def test_a_compiled_function_is_taken_for_the_one_it_was_made_from():
     assert torch.allclose(hesse.batch_hessian(compiled, x), want)
     H = hesse.module_hessian(net, loss, ["weight"], flat=True)
     assert torch.allclose(H, torch.diag(6 * net.weight.detach()[0]))
+
+
+def test_in_inference_mode_it_says_so():
+    with (
+        torch.inference_mode(),
+        pytest.raises(RuntimeError, match="linearize: torch.inference_mode is"),
+    ):
+        hesse.linearize(lambda x: x.exp().sum(), normal(2))

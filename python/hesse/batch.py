@@ -81,11 +81,9 @@ def batch_hessian(
     def call(*xs: Tensor) -> Any:
         return structure.call(func, [x.movedim(0, batch_dim) for x in xs])
 
-    reason = None
-    if not record.plain(given):
-        if (around := record.surroundings()) is not None:
-            raise RuntimeError(f"hesse.{NAME}: {around}: call it outside")
-        reason = record.elsewhere(given, True)[1]
+    if (around := record.no_graph()) is not None:
+        raise RuntimeError(f"hesse.{NAME}: {around}: call it outside")
+    reason = None if record.plain(given) else record.elsewhere(given, True)[1]
     inner, y = _run(call, given, create_graph)
     rest = _values_of_a_sample(y, B)
     if reason is None:

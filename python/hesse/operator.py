@@ -100,14 +100,12 @@ def _record(
 ) -> record.Recorded:
     """Run ``func`` at these leaves, for questions that outlive the call ``name``."""
     given = tuple(leaves)
-    reason = None
-    if not record.plain(given):
-        if (around := record.surroundings()) is not None:
-            raise RuntimeError(
-                f"hesse.{name}: {around}, where no graph can be kept: call it outside, or take "
-                "hesse.func.hessian"
-            )
-        reason = record.elsewhere(given, True)[1]
+    if (around := record.no_graph()) is not None:
+        raise RuntimeError(
+            f"hesse.{name}: {around}, where no graph can be kept: call it outside, or take "
+            "hesse.func.hessian"
+        )
+    reason = None if record.plain(given) else record.elsewhere(given, True)[1]
     func = record.uncompiled(func)
     _, inner, y = record.record(
         lambda *xs: structure.call(func, xs), given, create_graph, name=name

@@ -90,6 +90,13 @@ def surroundings() -> str | None:
     return None
 
 
+def no_graph() -> str | None:
+    """What around the call keeps any graph from being recorded and kept."""
+    if torch.is_inference_mode_enabled():
+        return "torch.inference_mode is on"
+    return surroundings()
+
+
 def record(
     func: Callable[..., Tensor],
     given: tuple[Tensor, ...],
