@@ -24,7 +24,7 @@ from bench.measure import Result, admit, interleave, size_sample
 from bench.peers import Peer
 from bench.questions import QUESTIONS
 from bench.questions.question import Question, deviation, seconds
-from bench.run import settings
+from bench.run import Neighbours, settings
 from bench.targets import Verdict
 
 PEER_SECONDS = 12.0  # that one way may take over all rounds of a case
@@ -39,6 +39,7 @@ class Answer:
     question: Question
     case: str
     results: dict[str, Result]
+    busy: float = 0.0  # share of the machine that other processes took meanwhile
 
     @property
     def verdicts(self) -> list[Verdict]:
@@ -56,6 +57,7 @@ def answer(
     tell: Callable[[str], None] = lambda _: None,
 ) -> Answer:
     """Times the ways of one case that agree with its answer in float64."""
+    neighbours = Neighbours()
     make = question.cases[name]
     tell("reference")
     expected = question.expected(make(torch.float64, quick))
@@ -69,7 +71,7 @@ def answer(
             size_sample(prepared, result, compiles=False)
             ready[way.name] = prepared
     interleave(ready, results, rounds, budget, tell)
-    return Answer(question, name, results)
+    return Answer(question, name, results, neighbours.share())
 
 
 def table(question: Question, answers: list[Answer]) -> Table:
@@ -84,7 +86,7 @@ def table(question: Question, answers: list[Answer]) -> Table:
             r = a.results[way.name]
             if r.refusal.startswith("not with"):
                 continue
-            cells = _cells(r, one) if r.samples else ("-", "-", r.refusal)
+            cells = _cells(r, one)
             style = "red" if r.wrong else STYLES.get(way.kind)
             out.add_row("" if i else a.case, way.name, *cells, style=style)
         out.add_section()
@@ -92,6 +94,8 @@ def table(question: Question, answers: list[Answer]) -> Table:
 
 
 def _cells(r: Result, one: float | None) -> tuple[str, str, str]:
+    if not r.samples:
+        return "-", "-", r.refusal
     low, high = r.quartiles
     times = report.ms(r.median / r.answers)
     spread = f"{report.ms(low / r.answers)}-{report.ms(high / r.answers)}"
@@ -116,7 +120,7 @@ def markdown(answers: list[Answer]) -> str:
             one = seconds(a.results, unit)
             for way in question.ways:
                 r = a.results[way.name]
-                if r.samples:
+                if not r.refusal.startswith("not with"):
                     lines.append(f"| {a.case} | {way.name} | {' | '.join(_cells(r, one))} |")
         lines.append("")
     lines += ["## Targets", "", "| case | asked | measured | outcome |", "|---|---|---|---|"]
@@ -132,7 +136,8 @@ def write(answers: list[Answer], folder: Path, where: dict[str, object]) -> None
     for a in answers:
         for r in a.results.values():
             place = {"line": "result", "question": a.question.name, "case": a.case}
-            lines.append(place | report.measured(r) | {"answers": r.answers})
+            rest = {"answers": r.answers, "others_busy": round(a.busy, 3)}
+            lines.append(place | report.measured(r) | rest)
         lines += [report.stated(v) for v in a.verdicts]
     report.write_lines(lines, folder / "products.jsonl")
     (folder / "products.md").write_text(markdown(answers))
@@ -168,6 +173,9 @@ def main(argv: list[str] | None = None) -> int:
                     )
             console.print(table(question, [a for a in answers if a.question is question]))
     console.print(report.targets([v for a in answers for v in a.verdicts]))
+    busy = [f"{a.case} ({a.busy:.0%})" for a in answers if a.busy > report.BUSY]
+    if busy:
+        console.print(f"Other processes were busy during: {', '.join(busy)}", style="yellow")
     if options.out:
         write(answers, options.out, settings(torch.float32, "cpu", options.threads, rounds))
         console.print(f"Wrote products.jsonl and products.md to {options.out}")
