@@ -153,6 +153,7 @@ Tensor quadratic(Linearization& lin, const MaybeTensors& dxs, SweepReport& repor
   const Recording recording(lin.create_graph);
   const LedgerScope scope(report.ledger);
   const int64_t K = seeds_of(dxs);
+  if (K == 0) return at::zeros({0, 0}, lin.inputs[0].options().requires_grad(std::nullopt));
   return sweep_quadratic(lin, K, K, directions(lin, dxs, 0, K)).squeeze(0);
 }
 

@@ -403,6 +403,22 @@ Tangents bend(Linearization& lin, size_t s, const Tangents& dx) {
   return bent;
 }
 
+// The adjoints of a seeding at one step, for as long as this lives: a chunk that does not fit is swept again.
+class Seeded {
+ public:
+  Seeded(Linearization& lin, Seeding& seeding, size_t step) : lin_(lin), seeding_(seeding), step_(step) {
+    exchange(lin_, seeding_, step_);
+  }
+  ~Seeded() { exchange(lin_, seeding_, step_); }
+  Seeded(const Seeded&) = delete;
+  Seeded& operator=(const Seeded&) = delete;
+
+ private:
+  Linearization& lin_;
+  Seeding& seeding_;
+  size_t step_;
+};
+
 void add_inner(const Tensor& sum, const Tangents& bent, const Tangents& dx) {
   for (size_t i = 0; i < bent.size(); ++i) {
     if (!dx[i].zero() && !bent[i].zero()) add_inner(sum, bent[i], dx[i]);
@@ -438,9 +454,10 @@ std::vector<Tensor> sweep_quadratic(Linearization& lin, int64_t K, int64_t n, co
   auto meet = [&](size_t s, const Tangents& dx) {
     const Step& step = lin.graph.steps[s];
     for (size_t m = 0; m < seedings.size(); ++m) {
-      exchange(lin, seedings[m], s);
-      const Tangents bent = bend(lin, s, dx);
-      exchange(lin, seedings[m], s);
+      const Tangents bent = [&] {
+        const Seeded at(lin, seedings[m], s);
+        return bend(lin, s, dx);
+      }();
       for (size_t i = 0; watch && i < bent.size(); ++i) {
         if (!bent[i].zero()) watch(step, step.in[i], bent[i]);
       }

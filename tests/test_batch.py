@@ -110,6 +110,18 @@ def test_samples_go_in_chunks_where_they_are_large():
     close(got[some], vmap(hessian(f))(x[some]), rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    "f, shape",
+    [
+        (lambda x: x.cumprod(-1).sum(-1), (60,)),
+        (lambda x: torch.linalg.det(x.view(-1, 7, 7)), (49,)),
+    ],
+)
+def test_a_batch_that_does_not_fit_at_once_is_that_of_its_parts(f, shape):
+    x = normal(1500, *shape)
+    close(hesse.batch_hessian(f, x)[[0, 700, 1499]], hesse.batch_hessian(f, x[[0, 700, 1499]]))
+
+
 @pytest.mark.parametrize("batch_dim", [0, 1, 2, -1])
 def test_the_axis_of_the_samples_may_be_any(batch_dim):
     x = normal(5, 3, 2)

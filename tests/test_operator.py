@@ -181,6 +181,11 @@ def test_value_gradient_and_hessian_come_together(name):
     close(hesse.flatten_blocks(H, inputs), op.dense())
 
 
+def test_no_directions_give_no_products():
+    op = hesse.linearize(lambda x: x.exp().sum(), normal(3))
+    assert (op @ normal(3, 0)).shape == (3, 0) and op.quadratic(normal(3, 0)).shape == (0, 0)
+
+
 def test_blocks_go_by_key():
     op = hesse.linearize(*PROBLEMS["network"])
     H = op.blocks()

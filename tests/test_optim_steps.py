@@ -8,6 +8,8 @@ from torch.autograd.functional import hessian as stock
 from torch.nn import Parameter
 from torch.nn import functional as F
 
+import hesse
+
 pytestmark = pytest.mark.ours
 f64 = torch.float64
 
@@ -316,3 +318,21 @@ def test_the_bench_of_optimisers_runs_and_every_one_of_ours_arrives():
     assert len(outcomes) == 4
     for outcome in outcomes.values():
         assert not outcome.refusal and outcome.gradient <= 1e-8 and len(outcome.samples) == 2
+
+
+@pytest.mark.parametrize("optimiser", [hesse.optim.Newton, hesse.optim.NewtonCG])
+def test_a_trust_region_at_rest_follows_a_target_that_moves(optimiser):
+    A = torch.randn(3, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    target = torch.zeros(3, dtype=torch.float64)
+    p = torch.nn.Parameter(torch.ones(3, dtype=torch.float64))
+    optim = optimiser([p], method="trust-region")
+
+    def loss():
+        return ((A @ p - target) ** 2 + 1).log().sum()
+
+    for _ in range(60):
+        optim.step(loss)
+    target += 1
+    for _ in range(60):
+        optim.step(loss)
+    assert loss() < 1e-12

@@ -137,3 +137,20 @@ def test_pytorch_minimize_makes_the_same_iterates(method, n):
     assert method == "trust-krylov" or len(want[1]) > 2
     for a, b in zip(got[1], want[1], strict=True):
         assert_close(a, b)
+
+
+def test_generators_may_close_it_in_any_order():
+    def scope():
+        with hesse.patched():
+            yield
+
+    first, second = scope(), scope()
+    next(first), next(second)
+    first.close()
+    thread = threading.Thread(target=second.close)
+    thread.start()
+    thread.join()
+    assert torch.autograd.grad is grad
+    x = torch.ones(2, dtype=f64, requires_grad=True)
+    (g,) = torch.autograd.grad((x**3).sum(), x, create_graph=True)
+    assert "Gradient" not in type(g.grad_fn).__name__

@@ -27,7 +27,7 @@ _check_outputs: Callable[..., None] = eager_transforms.assert_non_empty_tensor_o
 _AccumulateGrad: Any = torch._C._functions.AccumulateGrad  # type: ignore[attr-defined]
 
 NAME = "func.hessian"
-FEW = 256  # inputs: the whole Hessian is formed at every step that bends
+FEW = 128  # inputs: the whole Hessian is formed at every step that bends
 
 
 def hessian(

@@ -19,7 +19,14 @@ from torch.jit import _builtins
 
 from . import api, gradient, products
 
-_active: ContextVar[bool] = ContextVar("hesse.patched", default=False)
+
+class _Scope:
+    """One entry of ``patched``; closed for good, also from another context than its own."""
+
+    open = True
+
+
+_scopes: ContextVar[tuple[_Scope, ...]] = ContextVar("hesse.patched", default=())
 _lock = threading.Lock()
 _entered = 0
 _scripted: Callable[[], dict[int, str]] = _builtins._get_builtin_table
@@ -62,15 +69,22 @@ def patched() -> Iterator[None]:
         if not _entered:
             _install()
         _entered += 1
-    token = _active.set(True)
+    scope = _Scope()
+    _scopes.set((*_scopes.get(), scope))
     try:
         yield
     finally:
-        _active.reset(token)
+        # A generator may be closed out of order, or by another thread: no token would fit.
+        scope.open = False
+        _scopes.set(tuple(s for s in _scopes.get() if s.open))
         with _lock:
             _entered -= 1
             if not _entered:
                 _restore()
+
+
+def _active() -> bool:
+    return any(scope.open for scope in _scopes.get())
 
 
 def _install() -> None:
@@ -98,13 +112,13 @@ def _restore() -> None:
 def _instead(original: Callable[..., Any], ours: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
     def call(*args: Any, **kwargs: Any) -> Any:
-        if not _active.get():
+        if not _active():
             return original(*args, **kwargs)
-        token = _active.set(False)  # what it calls in turn is to be recorded, or is stock's
+        token = _scopes.set(())  # what it calls in turn is to be recorded, or is stock's
         try:
             return ours(*args, **kwargs)
         finally:
-            _active.reset(token)
+            _scopes.reset(token)
 
     return call
 
@@ -112,7 +126,7 @@ def _instead(original: Callable[..., Any], ours: Callable[..., Any]) -> Callable
 def _grad_instead(original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
     def grad(*args: Any, **kwargs: Any) -> Any:
-        if (len(args) > 4 or "create_graph" in kwargs) and _active.get() and not _from_within():
+        if (len(args) > 4 or "create_graph" in kwargs) and _active() and not _from_within():
             result = gradient.grad(*args, **kwargs)
             if result is not None:
                 return result

@@ -146,6 +146,8 @@ class SecondOrder(Optimizer):
             if ratio > ARMIJO:
                 model.move(step)
                 break
+        else:  # no ball is small enough: what is left is rounding, which says nothing of the radius
+            return
         state["radius"] = radius
 
 
