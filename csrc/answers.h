@@ -1,5 +1,5 @@
 // What a linearization answers beside the whole Hessian (assemble.h): products, rows, the diagonal, a packed
-// triangle. None of them holds more than a chunk of H at once.
+// triangle. None but `quadratic` and `hessians` sweeps more than a chunk of seeds at once.
 #pragma once
 
 #include "chunks.h"
