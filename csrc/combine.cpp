@@ -4,6 +4,8 @@
 // beside them.
 #include "combine.h"
 
+#include "reads.h"
+
 #include <ATen/ATen.h>
 
 #include <algorithm>
@@ -23,9 +25,8 @@ constexpr size_t many_terms = 24;
 // What a factor of the size of the value can still end (see select) it cannot inside of a box, which has to
 // be told. Only what the host has can be seen.
 void look_for_nan(Term& term) {
-  if (!term.coef.defined() || !term.coef.is_cpu() || term.spoiled) return;
-  const Tensor sum = at::real(term.coef.detach()).sum();
-  term.spoiled = !std::isfinite(sum.item<double>());
+  if (!term.coef.defined() || !readable(term.coef) || term.spoiled) return;
+  term.spoiled = !holds(at::isfinite(at::real(term.coef.detach()).sum()));
 }
 
 int64_t held_by(const Term& term) { return term.core.defined() ? term.core.numel() : 1; }

@@ -7,6 +7,7 @@
 #include "kernels/mirror.h"
 #include "kernels/workspace.h"
 #include "python_rule.h"
+#include "python_tape.h"
 
 #include <ATen/ATen.h>
 #include <torch/csrc/utils/pybind.h>
@@ -342,6 +343,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   bind_user_rules(m);
   bind_tangent(m);
   bind_kernels(m);
+  bind_tape(m);
 }
 
 }  // namespace hesse

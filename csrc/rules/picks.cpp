@@ -1,5 +1,6 @@
 #include "picks.h"
 
+#include "reads.h"
 #include "shapes.h"
 
 #include <ATen/ExpandUtils.h>
@@ -198,12 +199,12 @@ struct Named {
 // In x[arange(n), index] the first axis of x is one of the result, tied as any that no index names. Only what
 // the host has can be seen to be so.
 int64_t counting_axis(const Named& named, const Shape& shape) {
-  if (named.axes.size() != 1 || named.n < 2 || named.at.numel() != named.n || !named.at.is_cpu()) return -1;
+  if (named.axes.size() != 1 || named.n < 2 || named.at.numel() != named.n || !readable(named.at)) return -1;
   const auto lead = static_cast<int64_t>(shape.size()) - named.at.dim();
   for (int64_t a = 0; a < named.at.dim(); ++a) {
     if (named.at.size(a) != named.n || shape[lead + a] != named.n) continue;
     const Tensor line = named.at.reshape({-1});
-    return at::equal(line, at::arange(named.n, line.options())) ? lead + a : -1;
+    return holds((line == at::arange(named.n, line.options())).all()) ? lead + a : -1;
   }
   return -1;
 }

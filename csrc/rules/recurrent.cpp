@@ -7,6 +7,7 @@
 //
 // They are computed anew in parts: cuDNN and MIOpen cannot be differentiated twice.
 #include "factors.h"
+#include "reads.h"
 #include "replay.h"
 #include "shapes.h"
 
@@ -229,7 +230,7 @@ std::vector<Block> blocks_of(Local& l) {
   const Tensor sizes = l.unpack(n.result1_);  // always on the CPU
   const int64_t step = stride[n.batch_first ? 1 : 0], sequence = stride[n.batch_first ? 0 : 1];
   const int64_t row = std::accumulate(in.begin() + 2, in.end(), int64_t{1}, std::multiplies<>());
-  const auto* size = sizes.const_data_ptr<int64_t>();
+  const auto* size = read(sizes).const_data_ptr<int64_t>();
   std::vector<Block> blocks;
   for (int64_t t = 0, at = 0; t < sizes.numel(); at += size[t++] * row) {
     const Shape shape{size[t], row};

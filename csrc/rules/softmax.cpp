@@ -5,6 +5,7 @@
 //     log_softmax  push        dx - sum(p dx)
 //                  pull        dgy - p sum(dgy)
 //                  curve       -q (dx - sum(p dx))                         with q = p sum(gy)
+#include "reads.h"
 #include "reduction.h"
 
 namespace hesse::rules {
@@ -34,9 +35,9 @@ Tangent jacobian(const Tangent& t, const Tensor& p, const Axes& a) {
 // On other devices than the CPU, where to look would be to wait, NaN goes through the sums.
 void save_probabilities(Local& l, const Tensor& p, const Axes& a) {
   l.saved = {p};
-  if (!p.is_cpu()) return;
+  if (!readable(p)) return;
   const Tensor lost = p.isnan();
-  if (!lost.any().item<bool>()) return;
+  if (!holds(lost.any())) return;
   const Tensor row = lost.any(a.gone, /*keepdim=*/true);
   l.saved = {p.masked_fill(lost, 0), at::zeros_like(row, p.options()).masked_fill(row, NAN) + 1};
 }

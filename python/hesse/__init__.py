@@ -11,6 +11,7 @@ _match.load()
 from . import func, optim, testing  # noqa: E402  (the check above comes first)
 from .api import explain, hessian  # noqa: E402
 from .batch import SeparabilityError, batch_hessian  # noqa: E402
+from .compiled import Compiled, compile  # noqa: E402, A004
 from .modules import functional, module_hessian  # noqa: E402
 from .operator import HessianOperator, linearize, value_grad_hessian  # noqa: E402
 from .patch import patched  # noqa: E402
@@ -22,6 +23,7 @@ from .trees import flatten, flatten_blocks, unflatten, unflatten_blocks  # noqa:
 
 __version__ = "0.1.0"
 __all__ = [
+    "Compiled",
     "FallbackError",
     "FallbackWarning",
     "HessianOperator",
@@ -29,6 +31,7 @@ __all__ = [
     "Report",
     "SeparabilityError",
     "batch_hessian",
+    "compile",
     "explain",
     "fallback",
     "flatten",

@@ -17,11 +17,11 @@ _warned: set[str] = set()
 
 
 class FallbackWarning(UserWarning):
-    """A whole call went through plain autograd instead of the engine."""
+    """A whole call went through plain autograd instead of the engine, or eagerly instead of compiled."""
 
 
 class FallbackError(RuntimeError):
-    """A whole call would have gone through plain autograd and the policy is ``"error"``."""
+    """What :class:`FallbackWarning` warns of was about to happen and the policy is ``"error"``."""
 
 
 class _Restore:
@@ -87,17 +87,33 @@ def note(reason: str, name: str = "hessian") -> None:
     Raises:
         FallbackError: when the policy is ``"error"``.
     """
+    act(
+        reason,
+        f"hesse.{name} cannot use its engine: {reason}. "
+        "hesse.fallback('warn') or hesse.fallback('silent') lets plain autograd do it.",
+        f"hesse.{name} used plain autograd instead of its engine: {reason}. The result is "
+        "the same, at autograd's speed.",
+    )
+
+
+def act(reason: str, refusal: str, warning: str) -> None:
+    """Raise, warn once per reason, or say nothing, as the policy says.
+
+    Args:
+        reason: of which one warning is enough.
+        refusal: what to raise.
+        warning: what to warn of.
+
+    Raises:
+        FallbackError: when the policy is ``"error"``.
+    """
     policy = _policy.get()
     if policy == "error":
-        raise FallbackError(
-            f"hesse.{name} cannot use its engine: {reason}. "
-            "hesse.fallback('warn') or hesse.fallback('silent') lets plain autograd do it."
-        )
+        raise FallbackError(refusal)
     if policy == "warn" and reason not in _warned:
         _warned.add(reason)
         warnings.warn(
-            f"hesse.{name} used plain autograd instead of its engine: {reason}. The result is "
-            "the same, at autograd's speed. hesse.fallback('error') refuses such calls, "
+            f"{warning} hesse.fallback('error') refuses such calls, "
             "hesse.fallback('silent') hides this message.",
             FallbackWarning,
             stacklevel=_user_level(),

@@ -1,6 +1,7 @@
 #include "kernels/combine.h"
 
 #include "combine_loops.h"
+#include "kernels/recorder.h"
 #include "kernels/workspace.h"
 
 #include <ATen/ATen.h>
@@ -21,6 +22,7 @@ constexpr int64_t kShort = 8;  // a loop of fewer turns costs more than what it 
 
 using Axes = c10::SmallVector<Axis, 8>;
 using Strides = c10::SmallVector<int64_t, 8>;
+using Sizes = c10::SmallVector<int64_t, 8>;
 
 enum class Instructions { baseline, avx2, avx512 };
 
@@ -173,8 +175,6 @@ bool plain(const at::Tensor& t, at::ScalarType type) {
                           !t.is_neg() && !t._is_zerotensor());
 }
 
-using Sizes = c10::SmallVector<int64_t, 8>;
-
 Sizes broadcast(const at::Tensor& a, const at::Tensor& b) {
   Sizes sizes(a.sizes().begin(), a.sizes().end());
   for (size_t d = 0; d < sizes.size(); ++d) sizes[d] = std::max(sizes[d], b.size(static_cast<int64_t>(d)));
@@ -229,8 +229,18 @@ void combine(Into into, const at::Tensor& out, at::IntArrayRef sizes, at::IntArr
              const at::Tensor& a, const at::Tensor& b, double alpha) {
   const auto type = out.scalar_type();
   if (has_loops(out, a) && plain(b, type)) {
-    if (type == at::kFloat) return combine_loops<float>(into, out, sizes, strides, offset, a, b, alpha);
-    return combine_loops<double>(into, out, sizes, strides, offset, a, b, alpha);
+    if (type == at::kFloat) {
+      combine_loops<float>(into, out, sizes, strides, offset, a, b, alpha);
+    } else {
+      combine_loops<double>(into, out, sizes, strides, offset, a, b, alpha);
+    }
+    if (Recorder* r = recorder()) {
+      r->wrote({out, a, b}, [=, sizes = Sizes(sizes), strides = Strides(strides)](const auto& t) {
+        combine(into, t[0], sizes, strides, offset, t[1], t[2], alpha);
+        return at::Tensor();
+      });
+    }
+    return;
   }
   if (into == Into::write) out.zero_();
   at::Tensor view = out.as_strided(sizes, strides, out.storage_offset() + offset);

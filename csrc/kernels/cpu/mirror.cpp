@@ -1,5 +1,7 @@
 #include "kernels/mirror.h"
 
+#include "kernels/recorder.h"
+
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 
@@ -42,6 +44,12 @@ void mirror_upper(const at::Tensor& m) {
   if (!m.device().is_cpu()) {
     m.copy_(at::triu(m) + at::triu(m, 1).t());
     return;
+  }
+  if (Recorder* r = recorder()) {
+    r->wrote({m}, [](const auto& t) {
+      mirror_upper(t[0]);
+      return at::Tensor();
+    });
   }
   switch (m.element_size()) {
     case 2:

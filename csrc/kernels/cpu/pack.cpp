@@ -1,5 +1,7 @@
 #include "kernels/pack.h"
 
+#include "kernels/recorder.h"
+
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 #include <c10/core/GradMode.h>
@@ -42,6 +44,12 @@ void pack_lower(const at::Tensor& packed, const at::Tensor& m, int64_t row, int6
     const at::Tensor index = at::where(lower, at::floor_divide(r * (r + 1), 2) + c, at::zeros({}, places));
     packed.index_add_(0, index.reshape({-1}), at::where(lower, m, at::zeros({}, m.options())).reshape({-1}));
     return;
+  }
+  if (Recorder* r = recorder()) {
+    r->wrote({packed, m}, [row, column](const auto& t) {
+      pack_lower(t[0], t[1], row, column);
+      return at::Tensor();
+    });
   }
   switch (m.element_size()) {
     case 2:

@@ -1,5 +1,7 @@
 #include "kernels/workspace.h"
 
+#include "kernels/recorder.h"
+
 #include <ATen/ATen.h>
 #include <ATen/EmptyTensor.h>
 #include <c10/core/Allocator.h>
@@ -101,8 +103,14 @@ at::Tensor fresh(at::IntArrayRef size, at::IntArrayRef stride, const at::TensorO
   const auto type = c10::typeMetaToScalarType(options.dtype());
   const size_t bytes = static_cast<size_t>(c10::multiply_integers(size)) * c10::elementSize(type);
   if (bytes < kLarge || !options.device().is_cpu()) return at::empty_strided(size, stride, options);
-  return at::detail::empty_strided_generic(size, stride, &Workspace::get(),
-                                           c10::DispatchKeySet(c10::DispatchKey::CPU), type);
+  const at::Tensor t = at::detail::empty_strided_generic(size, stride, &Workspace::get(),
+                                                         c10::DispatchKeySet(c10::DispatchKey::CPU), type);
+  if (Recorder* r = recorder()) {
+    r->made(t, [size = size.vec(), stride = stride.vec(), options](const auto&) {
+      return fresh(size, stride, options);
+    });
+  }
+  return t;
 }
 
 at::Tensor fresh(at::IntArrayRef size, const at::TensorOptions& options) {

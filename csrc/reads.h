@@ -1,0 +1,19 @@
+// The host's reads of data. Nothing else in the engine looks at a value, so a sweep on a device never waits,
+// and a recording (see tape.h) knows what it was right for.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+namespace hesse {
+
+// The host has the data of t at hand.
+bool readable(const at::Tensor& t);
+// The value of one boolean that is readable.
+bool holds(const at::Tensor& flag);
+// Takes note that the host reads t, which is readable, by itself.
+const at::Tensor& read(const at::Tensor& t);
+
+// A number that Python wrote: a constant of the program, of which nobody takes note.
+double written(const at::Tensor& number);
+
+}  // namespace hesse

@@ -1,0 +1,365 @@
+#include "tape.h"
+
+#include <ATen/ATen.h>
+#include <ATen/core/LegacyTypeDispatch.h>
+#include <c10/core/Allocator.h>
+#include <c10/core/GradMode.h>
+
+#include <algorithm>
+
+namespace hesse {
+
+namespace {
+
+using c10::IValue;
+
+// The same elements as t, of another storage, without a history.
+Tensor on_storage(c10::Storage storage, const Tensor& t) {
+  const c10::DispatchKeySet keys =
+      t.key_set() - c10::autograd_dispatch_keyset - c10::DispatchKeySet(c10::DispatchKey::ADInplaceOrView);
+  Tensor alias = at::detail::make_tensor<c10::TensorImpl>(std::move(storage), keys, t.dtype());
+  alias.unsafeGetTensorImpl()->set_sizes_and_strides(t.sizes(), t.strides(), t.storage_offset());
+  if (t.unsafeGetTensorImpl()->is_wrapped_number()) alias.unsafeGetTensorImpl()->set_wrapped_number(true);
+  return alias;
+}
+
+c10::StorageImpl* storage_of(const Tensor& t) { return t.storage().unsafeGetStorageImpl(); }
+
+void each_tensor(const IValue& value, const std::function<void(const Tensor&)>& f) {
+  if (value.isTensor()) {
+    f(value.toTensor());
+  } else if (value.isTensorList()) {
+    for (const Tensor& t : value.toTensorVector()) f(t);
+  } else if (value.isList()) {
+    for (const IValue& v : value.toListRef()) each_tensor(v, f);
+  }
+}
+
+bool writes_to(const c10::Argument& argument) {
+  return argument.alias_info() && argument.alias_info()->isWrite();
+}
+
+// Batch norms update their running statistics, which their schemas do not say.
+bool updates_statistics(const c10::OperatorHandle& op, const torch::jit::Stack& args) {
+  const std::string& name = op.schema().name();
+  if (name != "aten::native_batch_norm" && name != "aten::cudnn_batch_norm" &&
+      name != "aten::miopen_batch_norm")
+    return false;
+  return args[3].isTensor() && args[3].toTensor().defined() && args[5].toBool();
+}
+
+}  // namespace
+
+std::optional<Tape::Place> Tape::place_of(const Tensor& t) const {
+  const auto it = place_.find(storage_of(t));
+  return it == place_.end() ? std::nullopt : std::optional(it->second);
+}
+
+// A tensor on the tape in place of one that the call had.
+Tensor Tape::own(const Tensor& t) {
+  if (!t.defined()) return t;
+  if (t.layout() != at::kStrided || !t.has_storage()) {
+    refuse(c10::str("a tensor of layout ", t.layout(), " takes part"));
+    return t;
+  }
+  const auto place = place_of(t);
+  if (place) return on_storage(c10::Storage(memories_[*place].storage), t);
+  // From outside. Its history would keep alive what the tape does without.
+  return t.requires_grad() && !t.is_leaf() ? on_storage(t.storage(), t) : t;
+}
+
+IValue Tape::own(const IValue& value) {
+  if (value.isTensor()) return own(value.toTensor());
+  if (value.isTensorList()) {
+    std::vector<Tensor> list = value.toTensorVector();
+    for (Tensor& t : list) t = own(t);
+    return list;
+  }
+  if (value.isOptionalTensorList()) {
+    c10::List<std::optional<Tensor>> list;
+    for (const IValue& v : value.toListRef())
+      list.push_back(v.isNone() ? std::nullopt : std::optional(own(v.toTensor())));
+    return list;
+  }
+  return value;
+}
+
+void Tape::note_reads(Entry& entry, const IValue& value) const {
+  each_tensor(value, [&](const Tensor& t) {
+    if (!t.defined() || !t.has_storage()) return;
+    if (const auto place = place_of(t)) entry.reads.push_back(*place);
+  });
+}
+
+void Tape::note_writes(Entry& entry, const Tensor& t) const {
+  if (!t.defined() || !t.has_storage()) return;
+  const auto place = place_of(t);
+  if (place) {
+    entry.writes.push_back(*place);
+  } else {
+    entry.outside = true;
+  }
+}
+
+// Results in new memory get a place. One that shares its memory with an earlier one is found through that.
+void Tape::keep_new(Entry& entry, const std::vector<Tensor>& results) {
+  for (const Tensor& t : results) {
+    entry.made.emplace_back();
+    entry.holders.push_back(0);
+    if (!t.defined()) continue;
+    if (t.layout() != at::kStrided || !t.has_storage()) {
+      refuse(c10::str("a tensor of layout ", t.layout(), " results"));
+      continue;
+    }
+    if (place_of(t)) continue;
+    c10::StorageImpl* original = storage_of(t);
+    auto storage = c10::make_intrusive<c10::StorageImpl>(
+        c10::StorageImpl::use_byte_size_t(), original->nbytes(), at::DataPtr(nullptr, t.device()),
+        original->allocator(), /*resizable=*/false);
+    place_[original] = memories_.size();
+    entry.writes.push_back(memories_.size());
+    memories_.push_back({std::move(storage), t.storage().getWeakStorageImpl()});
+    entry.made.back() = own(t);
+    entry.holders.back() = std::count_if(results.begin(), results.end(), [&](const Tensor& other) {
+      return other.defined() && other.has_storage() && storage_of(other) == original;
+    });
+  }
+}
+
+void Tape::refuse(const std::string& reason) {
+  if (refusal_.empty()) refusal_ = reason;
+}
+
+void Tape::ran(const c10::OperatorHandle& op, torch::jit::Stack args, const std::vector<Tensor>& results) {
+  const c10::FunctionSchema& schema = op.schema();
+  if (op.hasTag(at::Tag::inplace_view)) {
+    if (schema.name() == "aten::set_" || schema.name().starts_with("aten::resize"))
+      refuse(schema.name() + " exchanges the memory of a tensor");
+    return;
+  }
+  Entry entry;
+  entry.op = op;
+  // Memory that results are looks at, known or not.
+  std::vector<const c10::StorageImpl*> given;
+  for (size_t i = 0; i < args.size(); ++i) {
+    note_reads(entry, args[i]);
+    const bool writes = writes_to(schema.arguments()[i]);
+    each_tensor(args[i], [&](const Tensor& t) {
+      if (!t.defined() || !t.has_storage()) return;
+      given.push_back(storage_of(t));
+      if (writes) note_writes(entry, t);
+    });
+  }
+  if (updates_statistics(op, args)) {
+    note_writes(entry, args[3].toTensor());
+    note_writes(entry, args[4].toTensor());
+  }
+  for (const Place p : entry.writes) {
+    const auto original = memories_[p].original.lock();
+    if (original && original->nbytes() != memories_[p].storage->nbytes())
+      refuse(schema.name() + " resizes its result");
+  }
+  for (IValue& value : args) value = own(value);
+  std::vector<Tensor> fresh = results;
+  for (Tensor& t : fresh) {
+    if (!t.defined() || !t.has_storage()) continue;
+    if (std::find(given.begin(), given.end(), storage_of(t)) != given.end()) t = Tensor();
+  }
+  keep_new(entry, fresh);
+  const bool random = op.hasTag(at::Tag::nondeterministic_seeded);
+  const bool makes = std::any_of(entry.made.begin(), entry.made.end(), [](auto& t) { return t.defined(); });
+  if (!makes && entry.writes.empty() && !entry.outside) return;  // a view, or a question about one
+  entry.draws = random;
+  entry.args = std::move(args);
+  entries_.push_back(std::move(entry));
+}
+
+void Tape::wrote(std::vector<Tensor> tensors, kernels::Again again) {
+  Entry entry;
+  for (const Tensor& t : tensors) note_reads(entry, t);
+  note_writes(entry, tensors[0]);
+  for (Tensor& t : tensors) t = own(t);
+  entry.tensors = std::move(tensors);
+  entry.again = std::move(again);
+  entries_.push_back(std::move(entry));
+}
+
+void Tape::made(const Tensor& result, kernels::Again again) {
+  Entry entry;
+  entry.again = std::move(again);
+  keep_new(entry, {result});
+  entries_.push_back(std::move(entry));
+}
+
+void Tape::read(const Tensor& t) {
+  Entry entry;
+  note_reads(entry, t);
+  entry.checks = true;
+  entry.tensors = {own(t)};
+  entry.again = [seen = t.detach().clone()](const std::vector<Tensor>& now) {
+    if (!at::equal(now[0], seen)) throw Changed("values that the host had read are others now");
+    return Tensor();
+  };
+  entries_.push_back(std::move(entry));
+}
+
+void Tape::finish(std::vector<Tensor> inputs, const std::vector<Tensor>& outputs) {
+  inputs_ = std::move(inputs);
+  for (const Tensor& t : outputs) {
+    output_place_.push_back(place_of(t));
+    outputs_.push_back(own(t));
+  }
+  // A run that stops at a check is not taken back, so nothing outside may have changed before.
+  bool outside = false;
+  for (const Entry& entry : entries_) {
+    outside = outside || entry.outside;
+    if (entry.checks && outside) refuse("it changes a tensor in place before the host has read others");
+  }
+  drop_unneeded();
+  plan_releases();
+  place_.clear();
+  for (Memory& m : memories_) m.original.reset();
+}
+
+// Work that led to nothing: a chunk that did not fit, an answer nobody took.
+void Tape::drop_unneeded() {
+  std::vector<bool> needed(memories_.size(), false);
+  for (const auto& place : output_place_) {
+    if (place) needed[*place] = true;
+  }
+  std::vector<Entry> kept;
+  for (auto entry = entries_.rbegin(); entry != entries_.rend(); ++entry) {
+    const bool keep = entry->outside || entry->checks || entry->draws ||
+                      std::any_of(entry->writes.begin(), entry->writes.end(), [&](Place p) { return needed[p]; });
+    if (!keep) continue;
+    for (const Place p : entry->reads) needed[p] = true;
+    for (const Place p : entry->writes) needed[p] = true;
+    kept.push_back(std::move(*entry));
+  }
+  std::reverse(kept.begin(), kept.end());
+  entries_ = std::move(kept);
+}
+
+void Tape::plan_releases() {
+  std::vector<bool> done(memories_.size(), false);
+  for (const auto& place : output_place_) {
+    if (place) done[*place] = true;  // the caller takes it
+  }
+  for (auto entry = entries_.rbegin(); entry != entries_.rend(); ++entry) {
+    for (const auto* places : {&entry->reads, &entry->writes}) {
+      for (const Place p : *places) {
+        if (!done[p]) entry->released.push_back(p);
+        done[p] = true;
+      }
+    }
+  }
+}
+
+bool Tape::fits(const std::vector<Tensor>& given) const {
+  return std::equal(given.begin(), given.end(), inputs_.begin(), inputs_.end(),
+                    [](const Tensor& a, const Tensor& b) {
+                      return a.sizes() == b.sizes() && a.scalar_type() == b.scalar_type() &&
+                             a.device() == b.device();
+                    });
+}
+
+void Tape::load(const std::vector<Tensor>& given) {
+  const at::AutoDispatchBelowADInplaceOrView below;
+  for (size_t i = 0; i < inputs_.size(); ++i) inputs_[i].copy_(given[i], /*non_blocking=*/true);
+}
+
+namespace {
+
+// The memory of `from` becomes that of `to`.
+void move_memory(const Tensor& from, const Tensor& to, size_t holders) {
+  if (from.sizes() != to.sizes()) throw Changed("a shape depends on values");
+  c10::StorageImpl* own = storage_of(to);
+  c10::StorageImpl* theirs = storage_of(from);
+  if (from.storage().use_count() == holders && theirs->nbytes() == own->nbytes() &&
+      from.strides() == to.strides() && from.storage_offset() == to.storage_offset()) {
+    own->set_data_ptr_noswap(std::move(theirs->mutable_data_ptr()));
+    return;
+  }
+  const Tensor bytes = at::empty({static_cast<int64_t>(own->nbytes())}, from.options().dtype(at::kByte));
+  own->set_data_ptr_noswap(std::move(storage_of(bytes)->mutable_data_ptr()));
+  to.copy_(from);
+}
+
+}  // namespace
+
+void Tape::play(Entry& entry) {
+  size_t i = 0;
+  auto keep = [&](const Tensor& result) {
+    const Tensor& own = entry.made[i];
+    if (own.defined()) move_memory(result, own, entry.holders[i]);
+    ++i;
+  };
+  if (entry.op) {
+    torch::jit::Stack stack = entry.args;
+    entry.op->callBoxed(stack);
+    if (entry.made.empty()) return;
+    if (stack.size() == 1 && stack[0].isTensor()) return keep(stack[0].toTensor());
+    std::vector<Tensor> results;  // all of them alive, as when they were recorded
+    for (const IValue& value : stack) each_tensor(value, [&](const Tensor& t) { results.push_back(t); });
+    stack.clear();
+    for (const Tensor& t : results) keep(t);
+  } else {
+    const Tensor result = entry.again(entry.tensors);
+    if (!entry.made.empty()) keep(result);
+  }
+}
+
+void Tape::run(size_t begin, size_t end) {
+  const c10::NoGradGuard no_grad;
+  const at::AutoDispatchBelowADInplaceOrView below;
+  try {
+    for (size_t e = begin; e < end; ++e) {
+      play(entries_[e]);
+      for (const Place p : entries_[e].released) memories_[p].storage->set_data_ptr_noswap({});
+    }
+  } catch (...) {
+    for (Memory& m : memories_) m.storage->set_data_ptr_noswap({});
+    throw;
+  }
+}
+
+std::vector<Tensor> Tape::take() {
+  const c10::NoGradGuard no_grad;
+  std::unordered_map<Place, c10::Storage> taken;  // outputs may share memory
+  std::vector<Tensor> results;
+  for (size_t o = 0; o < outputs_.size(); ++o) {
+    if (!output_place_[o] || memories_[*output_place_[o]].pinned) {
+      results.push_back(outputs_[o].detach().clone());
+      continue;
+    }
+    const Place p = *output_place_[o];
+    if (!taken.count(p)) {
+      c10::StorageImpl& own = *memories_[p].storage;
+      taken.emplace(p, c10::Storage(c10::Storage::use_byte_size_t(), own.nbytes(),
+                                    std::move(own.mutable_data_ptr()), own.allocator(), /*resizable=*/true));
+      own.set_data_ptr_noswap({});
+    }
+    results.push_back(on_storage(taken.at(p), outputs_[o]));
+  }
+  return results;
+}
+
+size_t Tape::first_of_outputs(size_t bytes) const {
+  for (size_t e = 0; e < entries_.size(); ++e) {
+    for (const Place p : entries_[e].writes) {
+      const bool large = memories_[p].storage->nbytes() >= bytes;
+      if (large && std::find(output_place_.begin(), output_place_.end(), p) != output_place_.end()) return e;
+    }
+  }
+  return entries_.size();
+}
+
+void Tape::pin(size_t end) {
+  for (size_t e = 0; e < end; ++e) {
+    for (const Place p : entries_[e].writes) memories_[p].pinned = true;
+  }
+  for (size_t e = end; e < entries_.size(); ++e)
+    std::erase_if(entries_[e].released, [&](Place p) { return memories_[p].pinned; });
+}
+
+}  // namespace hesse
