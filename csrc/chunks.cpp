@@ -1,4 +1,5 @@
 #include "chunks.h"
+#include "reads.h"
 
 #include <ATen/ATen.h>
 #include <c10/util/Exception.h>
@@ -95,7 +96,7 @@ Seeds identity(const Linearization& lin, const Layout& layout, std::vector<int64
       ledger().reserve(K * layout.size[i], at.options.dtype().itemsize());
       Tensor dense = at::zeros({K, layout.size[i]}, at.options);
       const auto index = [&](const std::vector<int64_t>& v) {
-        return at::tensor(v, at::kLong).to(dense.device(), /*non_blocking=*/true);
+        return constant([&] { return at::tensor(v, at::kLong).to(dense.device(), /*non_blocking=*/true); });
       };
       dense.index_put_({index(seed), index(element)}, at::ones({}, at.options));
       Shape shape{K};

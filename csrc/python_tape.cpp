@@ -72,12 +72,16 @@ void bind_tape(py::module_& m) {
             return t.tape.take();
           },
           py::arg("inputs"), release())
-      .def("load", [](PlayedTape& t, const std::vector<Tensor>& given) { t.tape.load(given); }, release())
-      .def("run", [](PlayedTape& t, size_t begin, size_t end) { t.tape.run(begin, end); }, py::arg("begin"),
-           py::arg("end"), release())
-      .def("take", [](PlayedTape& t) { return t.tape.take(); }, release())
-      .def("first_of_outputs", [](const PlayedTape& t, size_t n) { return t.tape.first_of_outputs(n); },
-           py::arg("bytes"))
+      .def(
+          "load", [](PlayedTape& t, const std::vector<Tensor>& given) { t.tape.load(given); }, release())
+      .def(
+          "run", [](PlayedTape& t, size_t begin, size_t end) { t.tape.run(begin, end); }, py::arg("begin"),
+          py::arg("end"), release())
+      .def(
+          "take", [](PlayedTape& t) { return t.tape.take(); }, release())
+      .def(
+          "first_of_outputs", [](const PlayedTape& t, size_t n) { return t.tape.first_of_outputs(n); },
+          py::arg("bytes"))
       .def("pin", [](PlayedTape& t, size_t end) { t.tape.pin(end); }, py::arg("end"));
 }
 

@@ -2,8 +2,6 @@
 
 #include "kernels/recorder.h"
 
-#include <c10/core/impl/LocalDispatchKeySet.h>
-
 namespace hesse {
 
 bool readable(const at::Tensor& t) { return t.is_cpu(); }

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <ATen/core/Tensor.h>
+#include <c10/core/impl/LocalDispatchKeySet.h>
 
 namespace hesse {
 
@@ -15,5 +16,11 @@ const at::Tensor& read(const at::Tensor& t);
 
 // A number that Python wrote: a constant of the program, of which nobody takes note.
 double written(const at::Tensor& number);
+// A tensor that f makes of constants of the program alone: a recording takes it as it is.
+template <class F>
+at::Tensor constant(F f) {
+  const c10::impl::ExcludeDispatchKeyGuard no_modes(c10::python_ks);
+  return f();
+}
 
 }  // namespace hesse

@@ -91,18 +91,34 @@ void Tape::note_reads(Entry& entry, const IValue& value) const {
   });
 }
 
-void Tape::note_writes(Entry& entry, const Tensor& t) const {
+// Memory has values that no entry has written: those of a list of integers that PyTorch was given are
+// constants of the program, others may depend on anything.
+void Tape::look_for_unseen_writes(const IValue& value) {
+  each_tensor(value, [&](const Tensor& t) {
+    if (!t.defined() || !t.has_storage() || t.numel() == 0) return;
+    const auto place = place_of(t);
+    if (!place || memories_[*place].written) return;
+    if (t.is_cpu() && c10::isIntegralType(t.scalar_type(), /*includeBool=*/true)) {
+      place_.erase(storage_of(t));
+    } else {
+      refuse("code that is no op of PyTorch writes into a tensor");
+    }
+  });
+}
+
+void Tape::note_write(Entry& entry, const Tensor& t) {
   if (!t.defined() || !t.has_storage()) return;
   const auto place = place_of(t);
   if (place) {
     entry.writes.push_back(*place);
+    memories_[*place].written = true;
   } else {
     entry.outside = true;
   }
 }
 
 // Results in new memory get a place. One that shares its memory with an earlier one is found through that.
-void Tape::keep_new(Entry& entry, const std::vector<Tensor>& results) {
+void Tape::keep_new(Entry& entry, const std::vector<Tensor>& results, bool blank) {
   for (const Tensor& t : results) {
     entry.made.emplace_back();
     entry.holders.push_back(0);
@@ -113,12 +129,12 @@ void Tape::keep_new(Entry& entry, const std::vector<Tensor>& results) {
     }
     if (place_of(t)) continue;
     c10::StorageImpl* original = storage_of(t);
-    auto storage = c10::make_intrusive<c10::StorageImpl>(
-        c10::StorageImpl::use_byte_size_t(), original->nbytes(), at::DataPtr(nullptr, t.device()),
-        original->allocator(), /*resizable=*/false);
+    auto storage = c10::make_intrusive<c10::StorageImpl>(c10::StorageImpl::use_byte_size_t(),
+                                                         original->nbytes(), at::DataPtr(nullptr, t.device()),
+                                                         original->allocator(), /*resizable=*/false);
     place_[original] = memories_.size();
     entry.writes.push_back(memories_.size());
-    memories_.push_back({std::move(storage), t.storage().getWeakStorageImpl()});
+    memories_.push_back({std::move(storage), t.storage().getWeakStorageImpl(), !blank});
     entry.made.back() = own(t);
     entry.holders.back() = std::count_if(results.begin(), results.end(), [&](const Tensor& other) {
       return other.defined() && other.has_storage() && storage_of(other) == original;
@@ -139,45 +155,48 @@ void Tape::ran(const c10::OperatorHandle& op, torch::jit::Stack args, const std:
   }
   Entry entry;
   entry.op = op;
-  // Memory that results are looks at, known or not.
   std::vector<const c10::StorageImpl*> given;
   for (size_t i = 0; i < args.size(); ++i) {
-    note_reads(entry, args[i]);
     const bool writes = writes_to(schema.arguments()[i]);
     each_tensor(args[i], [&](const Tensor& t) {
       if (!t.defined() || !t.has_storage()) return;
       given.push_back(storage_of(t));
-      if (writes) note_writes(entry, t);
+      if (writes) note_write(entry, t);
     });
   }
   if (updates_statistics(op, args)) {
-    note_writes(entry, args[3].toTensor());
-    note_writes(entry, args[4].toTensor());
+    note_write(entry, args[3].toTensor());
+    note_write(entry, args[4].toTensor());
   }
-  for (const Place p : entry.writes) {
-    const auto original = memories_[p].original.lock();
-    if (original && original->nbytes() != memories_[p].storage->nbytes())
-      refuse(schema.name() + " resizes its result");
-  }
-  for (IValue& value : args) value = own(value);
   std::vector<Tensor> fresh = results;
   for (Tensor& t : fresh) {
     if (!t.defined() || !t.has_storage()) continue;
     if (std::find(given.begin(), given.end(), storage_of(t)) != given.end()) t = Tensor();
   }
-  keep_new(entry, fresh);
-  const bool random = op.hasTag(at::Tag::nondeterministic_seeded);
-  const bool makes = std::any_of(entry.made.begin(), entry.made.end(), [](auto& t) { return t.defined(); });
+  const bool makes = std::any_of(fresh.begin(), fresh.end(), [](const Tensor& t) { return t.defined(); });
   if (!makes && entry.writes.empty() && !entry.outside) return;  // a view, or a question about one
-  entry.draws = random;
+  for (const Place p : entry.writes) {
+    const auto original = memories_[p].original.lock();
+    if (original && original->nbytes() != memories_[p].storage->nbytes())
+      refuse(schema.name() + " resizes its result");
+  }
+  for (IValue& value : args) {
+    look_for_unseen_writes(value);
+    note_reads(entry, value);
+    value = own(value);
+  }
   entry.args = std::move(args);
+  keep_new(entry, fresh,
+           schema.name().starts_with("aten::empty") || schema.name().starts_with("aten::new_empty"));
+  entry.draws = op.hasTag(at::Tag::nondeterministic_seeded);
+  entry.checks = op.hasTag(at::Tag::dynamic_output_shape);
   entries_.push_back(std::move(entry));
 }
 
 void Tape::wrote(std::vector<Tensor> tensors, kernels::Again again) {
   Entry entry;
   for (const Tensor& t : tensors) note_reads(entry, t);
-  note_writes(entry, tensors[0]);
+  note_write(entry, tensors[0]);
   for (Tensor& t : tensors) t = own(t);
   entry.tensors = std::move(tensors);
   entry.again = std::move(again);
@@ -187,7 +206,7 @@ void Tape::wrote(std::vector<Tensor> tensors, kernels::Again again) {
 void Tape::made(const Tensor& result, kernels::Again again) {
   Entry entry;
   entry.again = std::move(again);
-  keep_new(entry, {result});
+  keep_new(entry, {result}, /*blank=*/true);
   entries_.push_back(std::move(entry));
 }
 
@@ -229,8 +248,9 @@ void Tape::drop_unneeded() {
   }
   std::vector<Entry> kept;
   for (auto entry = entries_.rbegin(); entry != entries_.rend(); ++entry) {
-    const bool keep = entry->outside || entry->checks || entry->draws ||
-                      std::any_of(entry->writes.begin(), entry->writes.end(), [&](Place p) { return needed[p]; });
+    const bool keep =
+        entry->outside || entry->checks || entry->draws ||
+        std::any_of(entry->writes.begin(), entry->writes.end(), [&](Place p) { return needed[p]; });
     if (!keep) continue;
     for (const Place p : entry->reads) needed[p] = true;
     for (const Place p : entry->writes) needed[p] = true;
@@ -256,11 +276,10 @@ void Tape::plan_releases() {
 }
 
 bool Tape::fits(const std::vector<Tensor>& given) const {
-  return std::equal(given.begin(), given.end(), inputs_.begin(), inputs_.end(),
-                    [](const Tensor& a, const Tensor& b) {
-                      return a.sizes() == b.sizes() && a.scalar_type() == b.scalar_type() &&
-                             a.device() == b.device();
-                    });
+  return std::equal(
+      given.begin(), given.end(), inputs_.begin(), inputs_.end(), [](const Tensor& a, const Tensor& b) {
+        return a.sizes() == b.sizes() && a.scalar_type() == b.scalar_type() && a.device() == b.device();
+      });
 }
 
 void Tape::load(const std::vector<Tensor>& given) {
@@ -272,7 +291,7 @@ namespace {
 
 // The memory of `from` becomes that of `to`.
 void move_memory(const Tensor& from, const Tensor& to, size_t holders) {
-  if (from.sizes() != to.sizes()) throw Changed("a shape depends on values");
+  if (from.sizes() != to.sizes()) throw Changed("the shape of a result depends on values");
   c10::StorageImpl* own = storage_of(to);
   c10::StorageImpl* theirs = storage_of(from);
   if (from.storage().use_count() == holders && theirs->nbytes() == own->nbytes() &&

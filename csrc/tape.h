@@ -2,8 +2,8 @@
 // again, it does the same work on new values of the inputs, without Python, without a graph and without a
 // plan.
 //
-// What is played is memory: each storage that the call made has a place on the tape, which holds the memory of
-// the current run from the entry that makes it to the last one that needs it. Views need no entry, as they
+// What is played is memory: each storage that the call made has a place on the tape, which holds the memory
+// of the current run from the entry that makes it to the last one that needs it. Views need no entry, as they
 // are other looks at a place. Tensors from outside are played as they are then.
 #pragma once
 
@@ -63,6 +63,7 @@ class Tape final : public kernels::Recorder {
     c10::intrusive_ptr<c10::StorageImpl> storage;  // of the tape's own tensors
     // What it stands for, kept so that no other storage gets its address.
     c10::weak_intrusive_ptr<c10::StorageImpl> original;
+    bool written = false;  // by an entry
     bool pinned = false;
   };
   struct Entry {
@@ -70,21 +71,22 @@ class Tape final : public kernels::Recorder {
     torch::jit::Stack args;
     kernels::Again again;  // or a kernel with its tensors
     std::vector<Tensor> tensors;
-    std::vector<Tensor> made;           // per tensor that results, if its memory is new
-    std::vector<size_t> holders;        // results that share that memory
-    std::vector<Place> reads, writes;   // memory of the tape
-    bool outside = false;               // changes what is not
-    bool checks = false;          // that what the host read has not changed
-    bool draws = false;           // random numbers, as many as the call itself
-    std::vector<Place> released;  // last needed here
+    std::vector<Tensor> made;          // per tensor that results, if its memory is new
+    std::vector<size_t> holders;       // results that share that memory
+    std::vector<Place> reads, writes;  // memory of the tape
+    bool outside = false;              // changes what is not
+    bool checks = false;               // that what the host knew has not changed
+    bool draws = false;                // random numbers, as many as the call itself
+    std::vector<Place> released;       // last needed here
   };
 
   std::optional<Place> place_of(const Tensor& t) const;
   Tensor own(const Tensor& t);
   at::IValue own(const at::IValue& value);
   void note_reads(Entry& entry, const at::IValue& value) const;
-  void note_writes(Entry& entry, const Tensor& t) const;
-  void keep_new(Entry& entry, const std::vector<Tensor>& results);
+  void look_for_unseen_writes(const at::IValue& value);
+  void note_write(Entry& entry, const Tensor& t);
+  void keep_new(Entry& entry, const std::vector<Tensor>& results, bool blank);
   void refuse(const std::string& reason);
   void drop_unneeded();
   void plan_releases();

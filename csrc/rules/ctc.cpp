@@ -18,6 +18,7 @@
 //
 // Samples do not meet. Beyond a sample's end all its weights are those of standing still. Log of zero is a
 // large number: log P then stays one too, and y is infinite.
+#include "reads.h"
 #include "reduction.h"
 
 namespace hesse::rules {
@@ -86,7 +87,7 @@ Tensor bend(const Known& k, const Tensor& x) {
 
 // Lengths as [N, 1].
 Tensor lengths(Local&, const std::vector<int64_t>& given, const at::TensorOptions& options) {
-  return at::tensor(given, options).unsqueeze(-1);
+  return constant([&] { return at::tensor(given, options).unsqueeze(-1); });
 }
 Tensor lengths(Local& l, const torch::autograd::SavedVariable& given, const at::TensorOptions& options) {
   return l.unpack(given).to(options).reshape({-1, 1});

@@ -65,7 +65,7 @@ struct Average {
       Shape size{g.size(0), 1};
       const Shape space = space_of(large, rank);
       size.append(space.begin(), space.end());
-      const Tensor image = at::empty(size, g.options());
+      const Tensor image = at::zeros({}, g.options()).expand(size);  // for its shape
       if constexpr (requires { n.kernel_size; }) {
         return Back::call(g, image, n.kernel_size, n.stride, n.padding, n.ceil_mode, n.count_include_pad,
                           n.divisor_override);

@@ -4,6 +4,7 @@
 #include "factors.h"
 #include "geometries.h"
 #include "picks.h"
+#include "reads.h"
 
 #include <cstdlib>
 
@@ -115,7 +116,9 @@ PaddedAxis padded_axis(const Shape& in, int64_t dim, const std::vector<int64_t>&
     axis.blocks.push_back(std::move(b));
   }
   if (axis.blocks.size() > most) {
-    axis.picks = along_vector(in, dim, at::tensor(source, at::kLong).to(device, /*non_blocking=*/true));
+    const Tensor index =
+        constant([&] { return at::tensor(source, at::kLong).to(device, /*non_blocking=*/true); });
+    axis.picks = along_vector(in, dim, index);
   }
   return axis;
 }

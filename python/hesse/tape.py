@@ -19,11 +19,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from . import _C
 
-_DATA_DEPENDENT = {
-    torch.Tag.data_dependent_output: "it reads a value on the host",
-    torch.Tag.dynamic_output_shape: "the shape of a result depends on values",
-}
-_INDEXING = {"aten::index", "aten::index_put", "aten::index_put_", "aten::_index_put_impl_"}
 # What hands values to Python and is no op.
 _READS = {
     Tensor.numpy,
@@ -59,9 +54,8 @@ class Ops(TorchDispatchMode):
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
         schema = func._schema
-        for tag, what in _DATA_DEPENDENT.items():
-            if tag in func.tags and not (schema.name in _INDEXING and not _by_mask(args)):
-                self.refuse(f"{what} ({schema.name})")
+        if torch.Tag.data_dependent_output in func.tags:
+            self.refuse(f"it reads a value on the host ({schema.name})")
         self.tape.ran(schema.name, schema.overload_name, args, kwargs, result)
         return result
 
@@ -102,10 +96,6 @@ def recording() -> Iterator[Ops]:
             yield ops
         finally:
             ops.tape.stop()
-
-
-def _by_mask(args: tuple[Any, ...]) -> bool:
-    return any(i is not None and i.dtype in (torch.bool, torch.uint8) for i in args[1])
 
 
 def _where() -> str:
