@@ -1,0 +1,18 @@
+#include "kernels/mirror.h"
+
+#include "kernels/backend.h"
+
+#include <ATen/ATen.h>
+
+namespace hesse::kernels {
+
+void mirror_upper(const at::Tensor& m) {
+  const Backend* backend = backend_of(m.device());
+  if (!backend) {
+    m.copy_(at::triu(m) + at::triu(m, 1).t());
+    return;
+  }
+  backend->mirror_upper(m.data_ptr(), m.size(0), static_cast<int>(m.element_size()), m.device());
+}
+
+}  // namespace hesse::kernels
