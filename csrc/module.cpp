@@ -3,6 +3,7 @@
 #include "assemble.h"
 #include "batch.h"
 #include "inner.h"
+#include "kernels/backend.h"
 #include "kernels/combine.h"
 #include "kernels/mirror.h"
 #include "kernels/workspace.h"

@@ -8,21 +8,15 @@
 
 #include <ATen/core/Tensor.h>
 
-#include <string>
 #include <vector>
 
 namespace hesse::kernels {
 
 enum class Into { write, add };
 
-// The loops are compiled for several instruction sets, widest last; those that this processor has. The widest
-// runs unless another is asked for, which is for tests: results differ by rounding.
-std::vector<std::string> instruction_sets();
-void use_instruction_set(const std::string& name);
-
 // Factors have one axis per size, of full size or 1, and may be undefined (1). Strides are those of `out`,
 // from its first element; no two indices name the same element but along the axes summed over. What is
-// written fills `out`. Differentiable in all tensors when grad mode is on; only the loops can sum.
+// written fills `out`. Differentiable in all tensors when grad mode is on.
 void combine(Into into, const at::Tensor& out, at::IntArrayRef sizes, at::IntArrayRef strides, int64_t offset,
              const at::Tensor& a, const at::Tensor& b, double alpha);
 

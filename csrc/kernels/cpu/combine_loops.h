@@ -2,14 +2,9 @@
 // function of a library is compiled for a processor that may not be there.
 #pragma once
 
-#include <cstddef>
-#include <cstdint>
+#include "kernels/pass.h"
 
-namespace hesse::kernels {
-
-struct Axis {
-  int64_t n, out, a, b;  // size, and the stride of each operand
-};
+namespace hesse::kernels::cpu {
 
 // The innermost axis is the last. An absent factor is a one that every stride of 0 points at.
 template <typename T>
@@ -107,4 +102,4 @@ void run_nest(const Loops<T>& l) {
 
 }  // namespace
 
-}  // namespace hesse::kernels
+}  // namespace hesse::kernels::cpu

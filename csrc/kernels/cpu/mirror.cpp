@@ -1,13 +1,10 @@
-#include "kernels/mirror.h"
+#include "kernels/cpu/backend.h"
 
-#include "kernels/recorder.h"
-
-#include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 
 #include <algorithm>
 
-namespace hesse::kernels {
+namespace hesse::kernels::cpu {
 
 namespace {
 
@@ -39,26 +36,15 @@ void mirror(Word* m, int64_t n) {
 
 }  // namespace
 
-void mirror_upper(const at::Tensor& m) {
-  const int64_t n = m.size(0);
-  if (!m.device().is_cpu()) {
-    m.copy_(at::triu(m) + at::triu(m, 1).t());
-    return;
-  }
-  if (Recorder* r = recorder()) {
-    r->wrote({m}, [](const auto& t) {
-      mirror_upper(t[0]);
-      return at::Tensor();
-    });
-  }
-  switch (m.element_size()) {
+void mirror_upper(void* m, int64_t n, int word) {
+  switch (word) {
     case 2:
-      return mirror(static_cast<uint16_t*>(m.data_ptr()), n);
+      return mirror(static_cast<uint16_t*>(m), n);
     case 4:
-      return mirror(static_cast<uint32_t*>(m.data_ptr()), n);
+      return mirror(static_cast<uint32_t*>(m), n);
     default:
-      return mirror(static_cast<uint64_t*>(m.data_ptr()), n);
+      return mirror(static_cast<uint64_t*>(m), n);
   }
 }
 
-}  // namespace hesse::kernels
+}  // namespace hesse::kernels::cpu

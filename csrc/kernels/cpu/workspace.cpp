@@ -1,8 +1,7 @@
 #include "kernels/workspace.h"
 
-#include "kernels/recorder.h"
+#include "kernels/cpu/backend.h"
 
-#include <ATen/ATen.h>
 #include <ATen/EmptyTensor.h>
 #include <c10/core/Allocator.h>
 #include <c10/core/impl/alloc_cpu.h>
@@ -15,7 +14,6 @@ namespace hesse::kernels {
 
 namespace {
 
-constexpr size_t kLarge = size_t{1} << 20;  // below, malloc reuses memory well enough
 constexpr size_t kKept = size_t{64} << 20;  // idle bytes
 constexpr size_t kHeader = 64;              // keeps the data aligned for vectors
 
@@ -97,27 +95,15 @@ class Workspace final : public c10::Allocator {
 
 }  // namespace
 
+namespace cpu {
+
+at::Tensor fresh(at::IntArrayRef size, at::IntArrayRef stride, at::ScalarType type) {
+  return at::detail::empty_strided_generic(size, stride, &Workspace::get(),
+                                           c10::DispatchKeySet(c10::DispatchKey::CPU), type);
+}
+
+}  // namespace cpu
+
 void drop_idle_blocks() { Workspace::get().drop_idle(); }
-
-at::Tensor fresh(at::IntArrayRef size, at::IntArrayRef stride, const at::TensorOptions& options) {
-  const auto type = c10::typeMetaToScalarType(options.dtype());
-  const size_t bytes = static_cast<size_t>(c10::multiply_integers(size)) * c10::elementSize(type);
-  if (bytes < kLarge || !options.device().is_cpu()) return at::empty_strided(size, stride, options);
-  const at::Tensor t = at::detail::empty_strided_generic(size, stride, &Workspace::get(),
-                                                         c10::DispatchKeySet(c10::DispatchKey::CPU), type);
-  if (Recorder* r = recorder()) {
-    r->made(t, [size = size.vec(), stride = stride.vec(), options](const auto&) {
-      return fresh(size, stride, options);
-    });
-  }
-  return t;
-}
-
-at::Tensor fresh(at::IntArrayRef size, const at::TensorOptions& options) {
-  c10::SmallVector<int64_t, 6> stride(size.size());
-  int64_t step = 1;
-  for (size_t a = size.size(); a-- > 0; step *= size[a]) stride[a] = step;
-  return fresh(size, stride, options);
-}
 
 }  // namespace hesse::kernels

@@ -1,0 +1,37 @@
+// What a device's kernels are told: plain structs, without torch.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace hesse::kernels {
+
+enum class Type { f32, f64, f16, bf16 };
+
+struct Axis {
+  int64_t n, out, a, b;  // size, and the stride of each operand
+};
+
+// out[i . out] (+)= alpha * a[i . a] * b[i . b]; see combine.h. Axes are sorted by the stride they write
+// with, the largest first; neighbours that run on into each other are one, and there is at least one.
+struct Pass {
+  Type type;
+  void* out;      // the element at index 0
+  const void* a;  // null: 1
+  const void* b;
+  double alpha;
+  bool write;  // else add
+  const Axis* axes;
+  size_t rank;
+};
+
+// A square matrix whose lower triangle is packed; see pack.h.
+struct Packing {
+  int word;  // bytes of an element
+  void* packed;
+  const void* m;
+  int64_t size[2], stride[2];
+  int64_t row, column;
+};
+
+}  // namespace hesse::kernels
