@@ -11,11 +11,6 @@ const at::Tensor& read(const at::Tensor& t) {
   return t;
 }
 
-double written(const at::Tensor& number) {
-  const c10::impl::ExcludeDispatchKeyGuard no_modes(c10::python_ks);
-  return number.item().toDouble();
-}
-
 bool holds(const at::Tensor& flag) {
   TORCH_INTERNAL_ASSERT(readable(flag) && flag.numel() == 1 && flag.scalar_type() == at::kBool);
   return *read(flag).const_data_ptr<bool>();

@@ -3,7 +3,7 @@
 #pragma once
 
 #include <ATen/core/Tensor.h>
-#include <c10/core/impl/LocalDispatchKeySet.h>
+#include <ATen/record_function.h>
 
 namespace hesse {
 
@@ -14,12 +14,10 @@ bool holds(const at::Tensor& flag);
 // Takes note that the host reads t, which is readable, by itself.
 const at::Tensor& read(const at::Tensor& t);
 
-// A number that Python wrote: a constant of the program, of which nobody takes note.
-double written(const at::Tensor& number);
 // A tensor that f makes of constants of the program alone: a recording takes it as it is.
 template <class F>
 at::Tensor constant(F f) {
-  const c10::impl::ExcludeDispatchKeyGuard no_modes(c10::python_ks);
+  const at::DisableRecordFunctionGuard unobserved;
   return f();
 }
 

@@ -1,7 +1,5 @@
 #include "rule.h"
 
-#include "reads.h"
-
 #include "scopes.h"
 
 #include <ATen/ATen.h>
@@ -66,9 +64,6 @@ Tensor Local::unpack(const torch::autograd::SavedVariable& v) const {
   // What forward-mode AD saves where there is no tangent has no memory; the imaginary part of a conjugate is
   // a view whose memory has the other sign.
   if (t._is_zerotensor()) return at::zeros(t.sizes(), t.options());
-  // A complex number that Python wrote is a tensor like others; a real one is told apart (see number()).
-  if (t.is_complex() && t.unsafeGetTensorImpl()->is_wrapped_number())
-    return constant([&] { return t.to(out_options[0].dtype(), /*non_blocking=*/false, /*copy=*/true); });
   if (t.is_conj()) t = t.resolve_conj();
   return t.is_neg() ? t.resolve_neg() : t;
 }

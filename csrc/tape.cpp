@@ -1,5 +1,7 @@
 #include "tape.h"
 
+#include "reads.h"
+
 #include <ATen/ATen.h>
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <c10/core/Allocator.h>
@@ -25,16 +27,6 @@ Tensor on_storage(c10::Storage storage, const Tensor& t) {
 
 c10::StorageImpl* storage_of(const Tensor& t) { return t.storage().unsafeGetStorageImpl(); }
 
-void each_tensor(const IValue& value, const std::function<void(const Tensor&)>& f) {
-  if (value.isTensor()) {
-    f(value.toTensor());
-  } else if (value.isTensorList()) {
-    for (const Tensor& t : value.toTensorVector()) f(t);
-  } else if (value.isList()) {
-    for (const IValue& v : value.toListRef()) each_tensor(v, f);
-  }
-}
-
 bool writes_to(const c10::Argument& argument) {
   return argument.alias_info() && argument.alias_info()->isWrite();
 }
@@ -50,6 +42,16 @@ bool updates_statistics(const c10::OperatorHandle& op, const torch::jit::Stack& 
 
 }  // namespace
 
+void each_tensor(const IValue& value, const std::function<void(const Tensor&)>& f) {
+  if (value.isTensor()) {
+    f(value.toTensor());
+  } else if (value.isTensorList()) {
+    for (const Tensor& t : value.toTensorVector()) f(t);
+  } else if (value.isList()) {
+    for (const IValue& v : value.toListRef()) each_tensor(v, f);
+  }
+}
+
 std::optional<Tape::Place> Tape::place_of(const Tensor& t) const {
   const auto it = place_.find(storage_of(t));
   return it == place_.end() ? std::nullopt : std::optional(it->second);
@@ -64,6 +66,7 @@ Tensor Tape::own(const Tensor& t) {
   }
   const auto place = place_of(t);
   if (place) return on_storage(c10::Storage(memories_[*place].storage), t);
+  if (hidden_.count(storage_of(t))) refuse("a tensor takes part that an op has made on its way");
   // From outside. Its history would keep alive what the tape does without.
   return t.requires_grad() && !t.is_leaf() ? on_storage(t.storage(), t) : t;
 }
@@ -91,17 +94,24 @@ void Tape::note_reads(Entry& entry, const IValue& value) const {
   });
 }
 
-// Memory has values that no entry has written: those of a list of integers that PyTorch was given are
-// constants of the program, others may depend on anything.
-void Tape::look_for_unseen_writes(const IValue& value) {
+// What it holds now it holds for good.
+void Tape::forget(const Tensor& constant) {
+  const auto place = place_of(constant);
+  if (place && !memories_[*place].written) place_.erase(storage_of(constant));
+}
+
+// Memory has values that no entry has written: a number, or a list of integers, that PyTorch was given is a
+// constant of the program, as what torch.tensor makes of a list (see forget); others may depend on anything.
+void Tape::look_for_unseen_writes(const std::string& op, const IValue& value) {
   each_tensor(value, [&](const Tensor& t) {
     if (!t.defined() || !t.has_storage() || t.numel() == 0) return;
     const auto place = place_of(t);
     if (!place || memories_[*place].written) return;
-    if (t.is_cpu() && c10::isIntegralType(t.scalar_type(), /*includeBool=*/true)) {
-      place_.erase(storage_of(t));
+    if (t.unsafeGetTensorImpl()->is_wrapped_number() ||
+        (t.is_cpu() && c10::isIntegralType(t.scalar_type(), /*includeBool=*/true))) {
+      forget(t);
     } else {
-      refuse("code that is no op of PyTorch writes into a tensor");
+      refuse("code that is no op of PyTorch writes into a tensor that " + op + " reads");
     }
   });
 }
@@ -133,6 +143,7 @@ void Tape::keep_new(Entry& entry, const std::vector<Tensor>& results, bool blank
                                                          original->nbytes(), at::DataPtr(nullptr, t.device()),
                                                          original->allocator(), /*resizable=*/false);
     place_[original] = memories_.size();
+    hidden_.erase(original);
     entry.writes.push_back(memories_.size());
     memories_.push_back({std::move(storage), t.storage().getWeakStorageImpl(), !blank});
     entry.made.back() = own(t);
@@ -153,6 +164,7 @@ void Tape::ran(const c10::OperatorHandle& op, torch::jit::Stack args, const std:
       refuse(schema.name() + " exchanges the memory of a tensor");
     return;
   }
+  if (schema.name() == "aten::lift_fresh") forget(args[0].toTensor());
   Entry entry;
   entry.op = op;
   std::vector<const c10::StorageImpl*> given;
@@ -181,7 +193,7 @@ void Tape::ran(const c10::OperatorHandle& op, torch::jit::Stack args, const std:
       refuse(schema.name() + " resizes its result");
   }
   for (IValue& value : args) {
-    look_for_unseen_writes(value);
+    look_for_unseen_writes(schema.name(), value);
     note_reads(entry, value);
     value = own(value);
   }
@@ -191,6 +203,19 @@ void Tape::ran(const c10::OperatorHandle& op, torch::jit::Stack args, const std:
   entry.draws = op.hasTag(at::Tag::nondeterministic_seeded);
   entry.checks = op.hasTag(at::Tag::dynamic_output_shape);
   entries_.push_back(std::move(entry));
+}
+
+void Tape::hides(const torch::jit::Stack& args, const std::vector<Tensor>& results) {
+  for (const Tensor& t : results) {
+    if (!t.defined() || !t.has_storage() || place_of(t)) continue;
+    bool given = false;
+    for (const IValue& value : args) {
+      each_tensor(value, [&](const Tensor& arg) {
+        given = given || (arg.defined() && arg.has_storage() && storage_of(arg) == storage_of(t));
+      });
+    }
+    if (!given) hidden_.emplace(storage_of(t), t.storage().getWeakStorageImpl());
+  }
 }
 
 void Tape::wrote(std::vector<Tensor> tensors, kernels::Again again) {
@@ -215,7 +240,7 @@ void Tape::read(const Tensor& t) {
   note_reads(entry, t);
   entry.checks = true;
   entry.tensors = {own(t)};
-  entry.again = [seen = t.detach().clone()](const std::vector<Tensor>& now) {
+  entry.again = [seen = constant([&] { return t.detach().clone(); })](const std::vector<Tensor>& now) {
     if (!at::equal(now[0], seen)) throw Changed("values that the host had read are others now");
     return Tensor();
   };
@@ -226,6 +251,7 @@ void Tape::finish(std::vector<Tensor> inputs, const std::vector<Tensor>& outputs
   inputs_ = std::move(inputs);
   for (const Tensor& t : outputs) {
     output_place_.push_back(place_of(t));
+    if (!output_place_.back()) refuse("no op that was seen has made the result");
     outputs_.push_back(own(t));
   }
   // A run that stops at a check is not taken back, so nothing outside may have changed before.
@@ -237,6 +263,7 @@ void Tape::finish(std::vector<Tensor> inputs, const std::vector<Tensor>& outputs
   drop_unneeded();
   plan_releases();
   place_.clear();
+  hidden_.clear();
   for (Memory& m : memories_) m.original.reset();
 }
 
@@ -331,6 +358,7 @@ void Tape::play(Entry& entry) {
 void Tape::run(size_t begin, size_t end) {
   const c10::NoGradGuard no_grad;
   const at::AutoDispatchBelowADInplaceOrView below;
+  const c10::impl::ExcludeDispatchKeyGuard as_recorded(c10::autocast_dispatch_keyset);
   try {
     for (size_t e = begin; e < end; ++e) {
       play(entries_[e]);
@@ -347,11 +375,11 @@ std::vector<Tensor> Tape::take() {
   std::unordered_map<Place, c10::Storage> taken;  // outputs may share memory
   std::vector<Tensor> results;
   for (size_t o = 0; o < outputs_.size(); ++o) {
-    if (!output_place_[o] || memories_[*output_place_[o]].pinned) {
-      results.push_back(outputs_[o].detach().clone());
+    const Place p = *output_place_[o];
+    if (memories_[p].pinned) {
+      results.push_back(outputs_[o].clone());
       continue;
     }
-    const Place p = *output_place_[o];
     if (!taken.count(p)) {
       c10::StorageImpl& own = *memories_[p].storage;
       taken.emplace(p, c10::Storage(c10::Storage::use_byte_size_t(), own.nbytes(),

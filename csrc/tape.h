@@ -21,6 +21,9 @@ namespace hesse {
 
 using at::Tensor;
 
+// Also those in lists.
+void each_tensor(const at::IValue& value, const std::function<void(const Tensor&)>& f);
+
 // A run met values for which what the tape holds is not right.
 struct Changed : std::runtime_error {
   using std::runtime_error::runtime_error;
@@ -31,6 +34,8 @@ class Tape final : public kernels::Recorder {
   // ---- recording: ops in the order in which they ran ------------------------------------------------------
 
   void ran(const c10::OperatorHandle& op, torch::jit::Stack args, const std::vector<Tensor>& results);
+  // Memory that ops on the tape have made on the way, or others to which these do not add up.
+  void hides(const torch::jit::Stack& args, const std::vector<Tensor>& results);
   void wrote(std::vector<Tensor> tensors, kernels::Again again) override;
   void made(const Tensor& result, kernels::Again again) override;
   void read(const Tensor& t) override;
@@ -84,7 +89,8 @@ class Tape final : public kernels::Recorder {
   Tensor own(const Tensor& t);
   at::IValue own(const at::IValue& value);
   void note_reads(Entry& entry, const at::IValue& value) const;
-  void look_for_unseen_writes(const at::IValue& value);
+  void forget(const Tensor& constant);
+  void look_for_unseen_writes(const std::string& op, const at::IValue& value);
   void note_write(Entry& entry, const Tensor& t);
   void keep_new(Entry& entry, const std::vector<Tensor>& results, bool blank);
   void refuse(const std::string& reason);
@@ -96,6 +102,7 @@ class Tape final : public kernels::Recorder {
   std::vector<Entry> entries_;
   std::vector<Memory> memories_;
   std::unordered_map<const c10::StorageImpl*, Place> place_;
+  std::unordered_map<const c10::StorageImpl*, c10::weak_intrusive_ptr<c10::StorageImpl>> hidden_;
   std::vector<Tensor> inputs_, outputs_;
   std::vector<std::optional<Place>> output_place_;
   std::string refusal_;

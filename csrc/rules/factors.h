@@ -2,7 +2,6 @@
 #pragma once
 
 #include "elementwise.h"
-#include "reads.h"
 
 #include <optional>
 
@@ -46,7 +45,7 @@ inline Tensor operand(const Local& l, const torch::autograd::SavedVariable& save
 // read, and as a factor it costs nothing.
 inline std::optional<double> number(const Tensor& t) {
   if (!t.unsafeGetTensorImpl()->is_wrapped_number() || t.is_complex()) return std::nullopt;
-  return written(t);
+  return t.item().toDouble();
 }
 
 }  // namespace hesse::rules

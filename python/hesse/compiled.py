@@ -108,7 +108,7 @@ class Compiled:
         Raises:
             Exception: whatever ``answer(func, inputs)`` raises.
         """
-        if self.eager is not None:
+        if self.eager is not None or _C.is_recording():
             return self._answer(self._func, inputs)
         leaves, spec = _leaves(inputs)
         if not record.plain(tuple(leaves)):
@@ -155,25 +155,25 @@ class Compiled:
 
     def _record(self, leaves: list[Tensor], spec: Any, inputs: Any) -> Any:
         """An eager call on copies of the inputs, which are the static inputs from then on."""
-        if not leaves or not record.plain(tuple(leaves)):
+        if not leaves or not record.plain(tuple(leaves)) or _C.is_recording():
             return self._answer(self._func, inputs)
         with self._lock:
             static = [torch.empty_like(x).copy_(x.detach()) for x in leaves]
             device = static[0].device
             stream = new_stream(device) if device.type == "cuda" else None
-            with on_stream(stream) if stream else contextlib.nullcontext(), recording() as ops:
+            with on_stream(stream) if stream else contextlib.nullcontext(), recording() as taken:
                 result = self._answer(self._func, _build(static, spec))
             outputs, out_spec = _leaves(result)
-            reason = ops.reason
+            reason = taken.reason
             if reason is None and not all(isinstance(t, Tensor) for t in outputs):
                 reason = "the answer holds something that is no Tensor"
             if reason is None:
-                reason = ops.tape.finish(static, outputs) or None
+                reason = taken.tape.finish(static, outputs) or None
             if reason is not None:
                 self._stay_eager(reason)
                 return result
             around = _surroundings(leaves[0])
-            player = _Player(ops.tape, spec, out_spec, around, stream)
+            player = _Player(taken.tape, spec, out_spec, around, stream)
             self._players = [player, *self._players[: RECORDINGS - 1]]
             self.recordings += 1
             for t in outputs if stream else []:  # made on one stream, used on another

@@ -18,7 +18,6 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from . import _C, stock
 from .policy import note
-from .tape import Ops
 
 _functorch_level = torch._C._functorch.peek_interpreter_stack
 _dispatch_modes = torch._C._len_torch_dispatch_stack
@@ -85,7 +84,7 @@ def surroundings() -> str | None:
         return "it is called inside a torch.func transform or vmap"
     if forward_ad._current_level >= 0:
         return "it is called inside torch.autograd.forward_ad.dual_level"
-    if _dispatch_modes() and type(_get_current_dispatch_mode()) is not Ops:
+    if _dispatch_modes():
         mode = type(_get_current_dispatch_mode()).__name__
         return f"a dispatch mode is active ({mode}), which the engine's kernels bypass"
     return None

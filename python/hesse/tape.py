@@ -1,8 +1,8 @@
-"""What a call computes, as it runs: every op below autograd goes on a tape that can be played.
+"""A recording of what a call computes, or the reason why it cannot be played.
 
-    with recording() as tape:  answer(func, inputs)      ops of PyTorch   -> Ops  -> _C.Tape
-                                                         kernels of hesse ---------> _C.Tape
-    values that leave for Python (item, tolist, ...)  ->  Reads, Ops  ->  a reason not to play it
+    with recording() as taken:  answer(func, inputs)     ops of PyTorch ----> _C.Tape
+                                                         kernels of hesse --> _C.Tape
+    values that leave for Python (item, tolist, ...)  ->  a reason
 """
 
 from __future__ import annotations
@@ -12,66 +12,41 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from . import _C
 
 # What hands values to Python and is no op.
-_READS = {
-    Tensor.numpy,
-    Tensor.tolist,
-    Tensor.__array__,
-    Tensor.__dlpack__,
-    Tensor.data_ptr,
-}
+_READS = {Tensor.numpy, Tensor.tolist, Tensor.__array__, Tensor.__dlpack__, Tensor.data_ptr}
 
 
-class Ops(TorchDispatchMode):
-    """Puts every op that runs below autograd on a tape.
+class Recording:
+    """What was taken down.
 
     Attributes:
-        tape: what it goes on.
-        reason: why the tape cannot be played, if something of the call was not to be seen.
+        tape: every op below autograd, in order.
+        reason: why it cannot be played for other values: the first read on the host, and the line
+            that asked for it.
     """
 
     def __init__(self) -> None:
-        """An empty tape."""
-        super().__init__()
+        """Nothing yet."""
         self.tape = _C.Tape()
         self.reason: str | None = None
 
-    def __torch_dispatch__(
-        self,
-        func: Any,
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        """Runs the op, then takes it down."""
-        kwargs = kwargs or {}
-        result = func(*args, **kwargs)
-        schema = func._schema
-        if torch.Tag.data_dependent_output in func.tags:
-            self.refuse(f"it reads a value on the host ({schema.name})")
-        self.tape.ran(schema.name, schema.overload_name, args, kwargs, result)
-        return result
-
-    def refuse(self, reason: str) -> None:
-        """Keeps the first reason, with the line of the caller that gave it."""
+    def note_read(self, what: str) -> None:
+        """Something of this name gave values to the host."""
         if self.reason is None:
-            self.reason = reason + _where()
+            self.reason = f"it reads a value on the host ({what}){_caller()}"
 
 
-class Reads(TorchFunctionMode):
-    """Notices values that leave for Python past the dispatcher."""
+class _Reads(TorchFunctionMode):
+    """Notices values that leave past the ops."""
 
-    def __init__(self, ops: Ops) -> None:
-        """Reads are reasons of ``ops``."""
+    def __init__(self, recording: Recording) -> None:
         super().__init__()
-        self._ops = ops
+        self._recording = recording
 
     def __torch_function__(
         self,
@@ -80,25 +55,24 @@ class Reads(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        """Runs the function, and looks at which it is."""
         if func in _READS:
-            self._ops.refuse(f"it reads a value on the host (Tensor.{func.__name__})")
+            self._recording.note_read(f"Tensor.{func.__name__}")
         return func(*args, **(kwargs or {}))
 
 
 @contextmanager
-def recording() -> Iterator[Ops]:
+def recording() -> Iterator[Recording]:
     """Take down all that runs in the block on this thread."""
-    ops = Ops()
-    with Reads(ops), ops:
-        ops.tape.start()
+    taken = Recording()
+    with _Reads(taken):
+        taken.tape.start(taken.note_read)
         try:
-            yield ops
+            yield taken
         finally:
-            ops.tape.stop()
+            taken.tape.stop()
 
 
-def _where() -> str:
+def _caller() -> str:
     """The line that asked, outside of torch and hesse."""
     frame = sys._getframe(1)
     while frame is not None:

@@ -1,0 +1,121 @@
+#include "observer.h"
+
+#include <c10/core/impl/LocalDispatchKeySet.h>
+
+#include <algorithm>
+
+namespace hesse {
+
+namespace {
+
+using c10::DispatchKey;
+using c10::IValue;
+
+thread_local Observer* current = nullptr;
+
+bool excluded(DispatchKey key) { return c10::impl::tls_is_dispatch_key_excluded(key); }
+
+// Whether a call is made of calls that are observed themselves. Those go on the tape, as autograd saw them:
+//   - composites, where the backend has nothing of its own;
+//   - what autocast casts, then calls again;
+//   - what vmap takes apart.
+bool decomposes(const c10::OperatorHandle& op, const torch::jit::Stack& args) {
+  bool cuda = false, wrapped = false;
+  for (const IValue& value : args) {
+    each_tensor(value, [&](const Tensor& t) {
+      if (!t.defined()) return;
+      cuda = cuda || t.is_cuda();
+      wrapped = wrapped || t.key_set().has(DispatchKey::FuncTorchBatched) ||
+                t.key_set().has(DispatchKey::FuncTorchGradWrapper);
+    });
+  }
+  if (wrapped) return true;
+  const auto included = c10::impl::tls_local_dispatch_key_set().included_;
+  if (included.has(DispatchKey::FuncTorchDynamicLayerFrontMode) &&
+      !excluded(DispatchKey::FuncTorchDynamicLayerFrontMode))
+    return true;
+  for (const DispatchKey autocast : {DispatchKey::AutocastCPU, DispatchKey::AutocastCUDA}) {
+    if (!excluded(autocast) && op.hasKernelForDispatchKey(autocast) && !op.isKernelFallthroughKernel(autocast))
+      return true;
+  }
+  return op.hasKernelForDispatchKey(DispatchKey::CompositeImplicitAutograd) &&
+         !op.hasKernelForDispatchKey(DispatchKey::CompositeExplicitAutograd) &&
+         !op.hasKernelForDispatchKey(cuda ? DispatchKey::CUDA : DispatchKey::CPU);
+}
+
+}  // namespace
+
+struct Observer::Frame final : at::ObserverContext {
+  std::optional<c10::OperatorHandle> op;
+  torch::jit::Stack args;
+  enum { leaf, inside, decomposed } kind = leaf;
+};
+
+Observer::Observer(Tape& tape, Reads reads)
+    : tape_(tape),
+      reads_(std::move(reads)),
+      kernels_(tape),
+      previous_(current),
+      handle_(at::addThreadLocalCallback(at::RecordFunctionCallback(&begin, &end)
+                                             .needsInputs(true)
+                                             .needsOutputs(true)
+                                             .scopes({at::RecordScope::FUNCTION}))) {
+  current = this;
+}
+
+Observer::~Observer() {
+  at::removeCallback(handle_);
+  current = previous_;
+}
+
+std::unique_ptr<at::ObserverContext> Observer::begin(const at::RecordFunction& call) {
+  const auto name = call.operator_name();
+  if (!current || !name) return nullptr;
+  auto frame = std::make_unique<Frame>();
+  frame->op = c10::Dispatcher::singleton().findOp(*name);
+  if (!frame->op) return nullptr;
+  frame->args.assign(call.inputs().begin(), call.inputs().end());
+  if (current->leaf_) {
+    frame->kind = Frame::inside;
+  } else if (decomposes(*frame->op, frame->args)) {
+    frame->kind = Frame::decomposed;
+  } else {
+    current->leaf_ = frame.get();
+  }
+  return frame;
+}
+
+void Observer::end(const at::RecordFunction& call, at::ObserverContext* context) {
+  auto* frame = static_cast<Frame*>(context);
+  if (!current || !frame) return;
+  Observer& self = *current;
+  std::vector<Tensor> results;
+  for (const IValue& value : call.outputs())
+    each_tensor(value, [&](const Tensor& t) { results.push_back(t); });
+  const c10::OperatorHandle& op = *frame->op;
+  if (frame->kind != Frame::inside && op.hasTag(at::Tag::data_dependent_output)) {
+    bool written = true;  // by Python, as a number
+    for (const IValue& value : frame->args) {
+      each_tensor(value, [&](const Tensor& t) {
+        written = written && (!t.defined() || t.unsafeGetTensorImpl()->is_wrapped_number());
+      });
+    }
+    if (!written) self.reads_(op.schema().name());
+  }
+  if (frame->kind == Frame::inside) {
+    // What autograd saves of a tensor that is about to be overwritten is a copy that it makes first.
+    const c10::FunctionSchema& outer = self.leaf_->op->schema();
+    if (op.schema().name() == "aten::clone" && outer.is_mutable()) {
+      self.tape_.ran(op, frame->args, results);
+    } else {
+      self.tape_.hides(frame->args, results);
+    }
+  } else if (frame->kind == Frame::decomposed) {
+    self.tape_.hides(frame->args, results);
+  } else {
+    self.leaf_ = nullptr;
+    self.tape_.ran(op, std::move(frame->args), results);
+  }
+}
+
+}  // namespace hesse

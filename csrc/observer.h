@@ -1,0 +1,38 @@
+// Puts the ops of PyTorch on a tape as they run. It looks on by the hook of PyTorch's profiler, which changes
+// nothing of what runs: no op is dispatched otherwise, no tensor gets another owner.
+#pragma once
+
+#include "tape.h"
+
+#include <ATen/record_function.h>
+
+#include <functional>
+#include <string>
+
+namespace hesse {
+
+class Observer {
+ public:
+  // The values of a result leave for the host, by the op of this name.
+  using Reads = std::function<void(const std::string& op)>;
+
+  // Observes this thread for as long as it lives.
+  Observer(Tape& tape, Reads reads);
+  ~Observer();
+  Observer(const Observer&) = delete;
+  Observer& operator=(const Observer&) = delete;
+
+ private:
+  struct Frame;
+  static std::unique_ptr<at::ObserverContext> begin(const at::RecordFunction& call);
+  static void end(const at::RecordFunction& call, at::ObserverContext* context);
+
+  Tape& tape_;
+  Reads reads_;
+  TapeScope kernels_;
+  Observer* previous_;
+  Frame* leaf_ = nullptr;  // the op on the tape that runs now
+  at::CallbackHandle handle_;
+};
+
+}  // namespace hesse
