@@ -48,20 +48,6 @@ Axes axes_of(at::IntArrayRef sizes, at::IntArrayRef strides, const at::Tensor& a
   return merged;
 }
 
-bool plain(const at::Tensor& t, at::ScalarType type, c10::Device device) {
-  return !t.defined() || (t.scalar_type() == type && t.device() == device && t.layout() == at::kStrided &&
-                          !t.is_neg() && !t._is_zerotensor());
-}
-
-const Backend* loops_for(const at::Tensor& like, const at::Tensor& a, const at::Tensor& b) {
-  const auto type = type_of(like.scalar_type());
-  if (!type || c10::GradMode::is_enabled() || !plain(like, like.scalar_type(), like.device()) ||
-      !plain(a, like.scalar_type(), like.device()) || !plain(b, like.scalar_type(), like.device()))
-    return nullptr;
-  const Backend* backend = backend_of(like.device());
-  return backend && backend->takes(*type) ? backend : nullptr;
-}
-
 Sizes broadcast(const at::Tensor& a, const at::Tensor& b) {
   Sizes sizes(a.sizes().begin(), a.sizes().end());
   for (size_t d = 0; d < sizes.size(); ++d) sizes[d] = std::max(sizes[d], b.size(static_cast<int64_t>(d)));
@@ -93,6 +79,13 @@ Strides layout(at::IntArrayRef sizes, const at::Tensor& a, const at::Tensor& b) 
 
 const void* data_of(const at::Tensor& t) { return t.defined() ? t.const_data_ptr() : nullptr; }
 
+Pass pass_of(Into into, const at::Tensor& out, int64_t offset, const at::Tensor& a, const at::Tensor& b,
+             double alpha, const Axes& axes) {
+  void* start = static_cast<char*>(out.data_ptr()) + offset * out.element_size();
+  return {*type_of(out.scalar_type()), start,       data_of(a), data_of(b), alpha,
+          into == Into::write,         axes.data(), axes.size()};
+}
+
 // `combine` as calls of ATen.
 void combine_by_aten(Into into, const at::Tensor& out, at::IntArrayRef sizes, at::IntArrayRef strides,
                      int64_t offset, at::Tensor a, at::Tensor b, double alpha) {
@@ -121,18 +114,40 @@ void combine_by_aten(Into into, const at::Tensor& out, at::IntArrayRef sizes, at
 }  // namespace
 
 bool has_loops(const at::Tensor& a, const at::Tensor& b) {
-  return loops_for(a.defined() ? a : b, a, b) != nullptr;
+  return backend_for(a.defined() ? a : b, a, b) != nullptr;
 }
 
 void combine(Into into, const at::Tensor& out, at::IntArrayRef sizes, at::IntArrayRef strides, int64_t offset,
              const at::Tensor& a, const at::Tensor& b, double alpha) {
-  const Backend* backend = loops_for(out, a, b);
+  const Backend* backend = backend_for(out, a, b);
   if (!backend) return combine_by_aten(into, out, sizes, strides, offset, a, b, alpha);
   const Axes axes = axes_of(sizes, strides, a, b);
-  void* start = static_cast<char*>(out.data_ptr()) + offset * out.element_size();
-  const Pass pass{*type_of(out.scalar_type()), start,       data_of(a), data_of(b), alpha,
-                  into == Into::write,         axes.data(), axes.size()};
-  backend->combine(pass, out.device());
+  backend->combine(pass_of(into, out, offset, a, b, alpha, axes), out.device());
+}
+
+void write_sum(const at::Tensor& out, c10::ArrayRef<Part> parts) {
+  const Backend* backend = backend_for(out, {}, {});
+  for (const Part& p : parts) backend = backend && backend_for(out, p.a, p.b) ? backend : nullptr;
+  if (!backend) {
+    out.zero_();
+    for (const Part& p : parts) combine(Into::add, out, p.sizes, p.strides, p.offset, p.a, p.b, p.alpha);
+    return;
+  }
+  c10::SmallVector<Axes, 4> axes;
+  c10::SmallVector<Pass, 4> passes;
+  for (const Part& p : parts) axes.push_back(axes_of(p.sizes, p.strides, p.a, p.b));
+  for (size_t i = 0; i < parts.size(); ++i) {
+    const Part& p = parts[i];
+    passes.push_back(pass_of(Into::add, out, p.offset, p.a, p.b, p.alpha, axes[i]));
+  }
+  backend->write_sum({*type_of(out.scalar_type()), out.data_ptr(), out.numel(), passes.data(), passes.size()},
+                     out.device());
+}
+
+int64_t panel_rows(const at::Tensor& like, int64_t columns) {
+  constexpr int64_t usual = 128;
+  const Backend* backend = backend_of(like.device());
+  return backend ? backend->panel_rows(columns) : usual;
 }
 
 at::Tensor multiply(const at::Tensor& a, const at::Tensor& b, double alpha) {
