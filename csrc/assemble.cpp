@@ -32,7 +32,7 @@ struct Assembly {
     return lin.inputs[j].options().requires_grad(std::nullopt);
   }
   void add(Tangent& t, size_t j, int64_t chunk_begin, int64_t chunk_end);
-  void add_terms(std::vector<Term> terms, size_t i, size_t j, int64_t end);
+  void add_terms(c10::ArrayRef<Term> terms, size_t i, size_t j, int64_t end);
   Tensor finished(size_t i, size_t j, bool dtype_of_row);
 };
 
@@ -60,7 +60,7 @@ Tensor adoptable(const Term& t, int64_t rows, int64_t cols) {
 
 // Rows before `end` then hold what these terms add to them. Zeros are written along with the terms: rows that
 // are new, whether or not any term is there, are written once.
-void Assembly::add_terms(std::vector<Term> terms, size_t i, size_t j, int64_t end) {
+void Assembly::add_terms(c10::ArrayRef<Term> terms, size_t i, size_t j, int64_t end) {
   const int64_t rows = layout.size[i], cols = layout.size[j];
   Block& block = blocks[i][j];
   if (lin.create_graph) end = rows;
@@ -88,7 +88,13 @@ void Assembly::add(Tangent& t, size_t j, int64_t chunk_begin, int64_t chunk_end)
   // Terms that fill a block come first: the block can be made of them.
   std::stable_sort(t.terms.begin(), t.terms.end(),
                    [](const Term& a, const Term& b) { return a.coverage() > b.coverage(); });
-  std::vector<std::vector<Term>> of_rows(lin.inputs.size()), of_columns(lin.inputs.size());
+  if (lin.inputs.size() == 1) {  // nothing to sort out
+    for (Term& term : t.terms) term.k0 += chunk_begin;
+    if (!t.zero()) add_terms(t.terms, 0, 0, chunk_end);
+    t.terms.clear();
+    return;
+  }
+  std::vector<std::vector<Term>> of_rows(lin.inputs.size()), of_columns(symmetric ? j : 0);
   for (Term& whole : t.terms) {
     whole.k0 += chunk_begin;
     auto [first, last] = whole.seed_range();
@@ -115,16 +121,19 @@ void Assembly::add(Tangent& t, size_t j, int64_t chunk_begin, int64_t chunk_end)
       const bool dense_term = 4 * part.coverage() > layout.size[i] * layout.size[j];
       if (mirror && dense_term) blocks[j][i].mirrored = true;
       if (mirror && !blocks[j][i].mirrored) of_columns[i].push_back(transposed(part));
+      of_rows[i].reserve(t.terms.size());
       of_rows[i].push_back(std::move(part));
     }
   }
   t.terms.clear();
-  for (size_t i = 0; i < lin.inputs.size(); ++i) {
-    if (!of_columns[i].empty() && !blocks[j][i].mirrored)
-      add_terms(std::move(of_columns[i]), j, i, layout.size[j]);
-    of_columns[i].clear();
-    if (!of_rows[i].empty())
-      add_terms(std::move(of_rows[i]), i, j, std::min(chunk_end, layout.end(i)) - layout.begin[i]);
+  for (size_t i = 0; i < of_columns.size(); ++i) {
+    if (of_columns[i].empty() || blocks[j][i].mirrored) continue;
+    add_terms(of_columns[i], j, i, layout.size[j]);
+  }
+  of_columns.clear();  // what shares a core keeps it from becoming the block
+  for (size_t i = 0; i < of_rows.size(); ++i) {
+    if (of_rows[i].empty()) continue;
+    add_terms(of_rows[i], i, j, std::min(chunk_end, layout.end(i)) - layout.begin[i]);
   }
 }
 
