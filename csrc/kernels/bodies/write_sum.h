@@ -155,15 +155,7 @@ template <class T, class I>
 Gathered<T, I> gathered(const Nested& n, int64_t skipped) {
   constexpr int64_t V = kVector<T>;
   const auto *a = static_cast<const T*>(n.pass->a), *b = static_cast<const T*>(n.pass->b);
-  Gathered<T, I> part{a,
-                      b,
-                      static_cast<Value<T>>(n.pass->alpha),
-                      0,
-                      false,
-                      false,
-                      false,
-                      n.box.rank,
-                      {}};
+  Gathered<T, I> part{a, b, static_cast<Value<T>>(n.pass->alpha), 0, false, false, false, n.box.rank, {}};
   Box box = n.box;
   Axis& last = box.axes[box.rank - 1];
   int64_t offset = n.offset + skipped;
