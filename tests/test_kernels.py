@@ -118,6 +118,8 @@ def test_combine_without_loops_of_its_own_is_the_same(p):
 SHARED = {  # sizes, the order in which `out` has them, the axes that each factor has
     "smooth": ((400, 700), (0, 1), "11", "01"),
     "transposed": ((400, 700), (1, 0), "11", "10"),
+    "transposed by tiles": ((5, 64, 96), (0, 2, 1), "111", "110"),
+    "both transposed by tiles": ((64, 3, 64), (2, 1, 0), "101", "111"),
     "pairs of atoms": ((170, 3, 170, 3), (0, 1, 2, 3), "1110", "1011"),
     "pairs, transposed": ((170, 3, 170, 3), (2, 3, 0, 1), "1110", "1011"),
 }

@@ -161,6 +161,24 @@ bool by_vectors(const T* p, const Box& inner, const Box& outer, int64_t Axis::* 
   return true;
 }
 
+// A transposing pass reads with jumps along the axis that it writes along, and smoothly along another. Cut
+// into tiles, a block of threads uses all of what it fetches.
+inline void cut_into_tiles(Box& box) {
+  constexpr int64_t across = 32, along = kThreads / across;
+  if (box.rank < 2 || box.rank + 2 > kRank) return;
+  const Axis x = box.axes[box.rank - 1];
+  if (x.out != 1 || x.n % across != 0) return;
+  for (int d = 0; d + 1 < box.rank; ++d) {
+    const Axis y = box.axes[d];
+    if (y.n % along != 0 || !((x.a >= along && y.a == 1) || (x.b >= along && y.b == 1))) continue;
+    box.axes[d] = {y.n / along, y.out * along, y.a * along, y.b * along};
+    box.axes[box.rank - 1] = {x.n / across, across, x.a * across, x.b * across};
+    box.push({along, y.out, y.a, y.b});
+    box.push({across, 1, x.a, x.b});
+    return;
+  }
+}
+
 template <class T, class I, int V, class Grid>
 void run_map(Grid& grid, const Pass& p, Box box) {
   Map<T, I, V> body{static_cast<T*>(p.out),
@@ -178,6 +196,9 @@ void run_map(Grid& grid, const Pass& p, Box box) {
     body.a_runs = last.a == 1;
     body.b_runs = last.b == 1;
     last = {last.n / V, last.out * V, last.a * V, last.b * V};
+  } else {
+    cut_into_tiles(box);
+    body.rank = box.rank;
   }
   const int64_t total = box.count();
   body.total = static_cast<I>(total);

@@ -1,4 +1,5 @@
 #include "kernels/cpu/backend.h"
+#include "kernels/functors.h"
 
 namespace hesse::kernels::cpu {
 
@@ -17,7 +18,7 @@ template <typename T>
 void nest(T* out, const T* a, const T* b, const ScatterAxis* axes, size_t rank, T alpha) {
   const ScatterAxis& x = axes[0];
   if (rank == 1) {
-    for (int64_t i = 0; i < x.n; ++i) out[step_to(x, i)] += alpha * a[i * x.a] * b[i * x.b];
+    for (int64_t i = 0; i < x.n; ++i) add(out[step_to(x, i)], product(alpha, a[i * x.a], b[i * x.b]));
     return;
   }
   for (int64_t i = 0; i < x.n; ++i)
