@@ -14,7 +14,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 BUILD := $(BIN)/python setup.py --quiet build_ext --inplace
 CXX_FILES = $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
-PY_FILES = python tests bench setup.py
+PY_FILES = python tests bench tools setup.py
 
 .DEFAULT_GOAL := help
 .PHONY: help setup build demo test coverage bench lint format cuda-check clean
@@ -69,12 +69,8 @@ format: setup  ## format the sources
 	$(BIN)/ruff format $(wildcard $(PY_FILES))
 	$(BIN)/clang-format -i $(CXX_FILES)
 
-cuda-check:  ## compile the CUDA kernels, without a GPU and without torch
-	@for file in $(wildcard csrc/kernels/cuda/*.cu); do \
-	  echo "nvcc $$file"; \
-	  nvcc -std=c++20 -arch=all-major -I csrc -Xcompiler=-Wall,-Wextra,-fPIC -c $$file -o /dev/null || exit 1; \
-	done
-	@echo "cuda-check: $(words $(wildcard csrc/kernels/cuda/*.cu)) file(s) compiled"
+cuda-check:  ## compile the CUDA kernels, without a GPU and without torch; fail where registers spill
+	@$(PYTHON) tools/cuda_check.py $(ARGS)
 
 clean:  ## remove what was built; the environment stays
 	rm -rf build dist python/*.egg-info python/hesse/_C*.so python/hesse/_build.py

@@ -14,12 +14,9 @@ namespace {
 // One block under construction, rows of input i by elements of input j.
 struct Block {
   Tensor flat;            // [N_i, N_j]
+  int64_t written = 0;    // rows that hold what they should, from the first on; the others are not even zero
   bool mirrored = false;  // filled from its transpose at the end
   bool upper = false;     // a diagonal block of which only the upper triangle was computed
-
-  void open(int64_t rows, int64_t cols, const at::TensorOptions& options) {
-    if (!flat.defined()) flat = kernels::fresh({rows, cols}, options).zero_();
-  }
 };
 
 struct Assembly {
@@ -34,8 +31,8 @@ struct Assembly {
   at::TensorOptions block_options(size_t j) const {
     return lin.inputs[j].options().requires_grad(std::nullopt);
   }
-  void add(Tangent& t, size_t j, int64_t chunk_begin);
-  void add_term(const Term& term, size_t i, size_t j, bool whole_chunk);
+  void add(Tangent& t, size_t j, int64_t chunk_begin, int64_t chunk_end);
+  void add_terms(c10::ArrayRef<Term> terms, size_t i, size_t j, int64_t end);
   Tensor finished(size_t i, size_t j, bool dtype_of_row);
 };
 
@@ -61,28 +58,43 @@ Tensor adoptable(const Term& t, int64_t rows, int64_t cols) {
   return t.core.as_strided({rows, cols}, {cols, 1}, 0);
 }
 
-void Assembly::add_term(const Term& term, size_t i, size_t j, bool whole) {
+// Rows before `end` then hold what these terms add to them. Zeros are written along with the terms: rows that
+// are new, whether or not any term is there, are written once.
+void Assembly::add_terms(c10::ArrayRef<Term> terms, size_t i, size_t j, int64_t end) {
   const int64_t rows = layout.size[i], cols = layout.size[j];
   Block& block = blocks[i][j];
-  const at::TensorOptions options = block_options(j);
-  if (!block.flat.defined() && whole && !lin.create_graph) {
-    block.flat = adoptable(term, rows, cols);
-    if (block.flat.defined()) return;
+  if (lin.create_graph) end = rows;
+  size_t first = 0;
+  if (!block.flat.defined()) {
+    if (end == rows && !lin.create_graph) block.flat = adoptable(terms[0], rows, cols);
+    if (block.flat.defined()) {
+      block.written = rows;
+      first = 1;
+    } else {
+      block.flat = kernels::fresh({rows, cols}, block_options(j));
+    }
   }
-  if (!block.flat.defined() && term.coverage() == rows * cols && !term.indexed() && !lin.create_graph) {
-    block.flat = kernels::fresh({rows, cols}, options);
-    write_into(block.flat, term, 0, cols);
+  if (block.written < end) {
+    const bool whole = block.written == 0 && end == rows;
+    write_into(whole ? block.flat : block.flat.slice(0, block.written, end), terms, block.written, cols);
+    block.written = end;
     return;
   }
-  block.open(rows, cols, options);
-  add_into(block.flat, term, 0, cols);
+  for (; first < terms.size(); ++first) add_into(block.flat, terms[first], 0, cols);
 }
 
-void Assembly::add(Tangent& t, size_t j, int64_t chunk_begin) {
+void Assembly::add(Tangent& t, size_t j, int64_t chunk_begin, int64_t chunk_end) {
   if (t.upper) blocks[j][j].upper = true;
   // Terms that fill a block come first: the block can be made of them.
   std::stable_sort(t.terms.begin(), t.terms.end(),
                    [](const Term& a, const Term& b) { return a.coverage() > b.coverage(); });
+  if (lin.inputs.size() == 1) {  // nothing to sort out
+    for (Term& term : t.terms) term.k0 += chunk_begin;
+    if (!t.zero()) add_terms(t.terms, 0, 0, chunk_end);
+    t.terms.clear();
+    return;
+  }
+  std::vector<std::vector<Term>> of_rows(lin.inputs.size()), of_columns(symmetric ? j : 0);
   for (Term& whole : t.terms) {
     whole.k0 += chunk_begin;
     auto [first, last] = whole.seed_range();
@@ -108,15 +120,26 @@ void Assembly::add(Tangent& t, size_t j, int64_t chunk_begin) {
       // A large term is mirrored with the whole block at the end, a small one right here.
       const bool dense_term = 4 * part.coverage() > layout.size[i] * layout.size[j];
       if (mirror && dense_term) blocks[j][i].mirrored = true;
-      if (mirror && !blocks[j][i].mirrored) add_term(transposed(part), j, i, false);
-      add_term(part, i, j, true);
+      if (mirror && !blocks[j][i].mirrored) of_columns[i].push_back(transposed(part));
+      of_rows[i].reserve(t.terms.size());
+      of_rows[i].push_back(std::move(part));
     }
   }
   t.terms.clear();
+  for (size_t i = 0; i < of_columns.size(); ++i) {
+    if (of_columns[i].empty() || blocks[j][i].mirrored) continue;
+    add_terms(of_columns[i], j, i, layout.size[j]);
+  }
+  of_columns.clear();  // what shares a core keeps it from becoming the block
+  for (size_t i = 0; i < of_rows.size(); ++i) {
+    if (of_rows[i].empty()) continue;
+    add_terms(of_rows[i], i, j, std::min(chunk_end, layout.end(i)) - layout.begin[i]);
+  }
 }
 
 Tensor Assembly::finished(size_t i, size_t j, bool dtype_of_row) {
   Block& block = blocks[i][j];
+  if (block.flat.defined() && block.written < layout.size[i]) block.flat.slice(0, block.written).zero_();
   if (block.upper && block.flat.defined()) kernels::mirror_upper(block.flat);
   const at::ScalarType dtype = lin.inputs[dtype_of_row ? i : j].scalar_type();
   Tensor flat = block.flat;
@@ -151,8 +174,8 @@ Blocks hessian(Linearization& lin, const HessianOptions& options, SweepReport& r
     }
     return sweep_hessian(lin, K, identity(lin, layout, begin, end), asked);
   };
-  auto add = [&](std::vector<Tangent> rows, int64_t begin, int64_t) {
-    for (size_t j = 0; j < rows.size(); ++j) assembly.add(rows[j], j, begin);
+  auto add = [&](std::vector<Tangent> rows, int64_t begin, int64_t end) {
+    for (size_t j = 0; j < rows.size(); ++j) assembly.add(rows[j], j, begin, end);
   };
   in_chunks(0, layout.total, chunks_of(lin, layout, options.chunk_size), report, sweep, add);
   Blocks blocks(lin.inputs.size());
@@ -177,7 +200,9 @@ Tensor block(Linearization& lin, size_t i, size_t j, SweepReport& report) {
     }
     return sweep_hessian(lin, end - begin, identity(lin, layout, begin, end), asked);
   };
-  auto add = [&](std::vector<Tangent> rows, int64_t begin, int64_t) { assembly.add(rows[j], j, begin); };
+  auto add = [&](std::vector<Tangent> rows, int64_t begin, int64_t end) {
+    assembly.add(rows[j], j, begin, end);
+  };
   in_chunks(layout.begin[i], layout.end(i), chunks_of(lin, layout, std::nullopt), report, sweep, add);
   return assembly.finished(i, j, /*dtype_of_row=*/false);
 }

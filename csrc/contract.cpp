@@ -76,8 +76,7 @@ Tensor matrix_product(const Tensor& lhs, const Tensor& rhs) {
 // lhs @ rhs, only where the column lies on or beyond the row's diagonal.
 Tensor upper_product(const Tensor& lhs, const Tensor& rhs, const Axes& left, const Axes& right,
                      const Landing& at) {
-  constexpr int64_t block_rows = 128;
-  const int64_t rows = lhs.size(0), cols = rhs.size(1);
+  const int64_t rows = lhs.size(0), cols = rhs.size(1), block_rows = kernels::panel_rows(lhs, cols);
   Tensor out = kernels::fresh({rows, cols}, lhs.options());
   for (int64_t r = 0; r < rows; r += block_rows) {
     const int64_t r_end = std::min(r + block_rows, rows);

@@ -6,6 +6,8 @@
 #include "kernels/backend.h"
 #include "kernels/combine.h"
 #include "kernels/mirror.h"
+#include "kernels/pack.h"
+#include "kernels/scatter.h"
 #include "kernels/workspace.h"
 #include "python_rule.h"
 #include "python_tape.h"
@@ -127,6 +129,43 @@ void bind_kernels(py::module_& m) {
       },
       py::arg("add"), py::arg("out"), py::arg("sizes"), py::arg("strides"), py::arg("offset"), py::arg("a"),
       py::arg("b"), py::arg("alpha"));
+  using Ints = std::vector<int64_t>;
+  using Factor = std::optional<Tensor>;
+  using RawPart = std::tuple<Ints, Ints, int64_t, Factor, Factor, double>;
+  m.def(
+      "write_sum",
+      [](const Tensor& out, const std::vector<RawPart>& raw) {
+        const c10::NoGradGuard no_grad;
+        std::vector<kernels::Part> parts;
+        for (const auto& [sizes, strides, offset, a, b, alpha] : raw) {
+          parts.push_back({Shape(sizes.begin(), sizes.end()), Shape(strides.begin(), strides.end()), offset,
+                           a.value_or(Tensor()), b.value_or(Tensor()), alpha});
+        }
+        kernels::write_sum(out, parts);
+      },
+      py::arg("out"), py::arg("parts"));
+  using RawAxis = std::tuple<int64_t, int64_t, std::vector<std::pair<Tensor, int64_t>>>;
+  m.def(
+      "scatter_add",
+      [](const Tensor& out, const std::vector<RawAxis>& raw, int64_t offset, const Factor& a, const Factor& b,
+         double alpha) {
+        const c10::NoGradGuard no_grad;
+        std::vector<kernels::PlacedAxis> axes;
+        for (const auto& [n, stride, by] : raw) {
+          axes.push_back({n, stride, {}});
+          TORCH_CHECK(by.size() <= 2, "hesse: an axis is placed by two indices at most");
+          for (size_t i = 0; i < by.size(); ++i) axes.back().by[i] = {by[i].first, by[i].second};
+        }
+        kernels::scatter_add(out, axes, offset, a.value_or(Tensor()), b.value_or(Tensor()), alpha);
+      },
+      py::arg("out"), py::arg("axes"), py::arg("offset"), py::arg("a"), py::arg("b"), py::arg("alpha"));
+  m.def(
+      "pack_lower",
+      [](const Tensor& packed, const Tensor& matrix, int64_t row, int64_t column) {
+        const c10::NoGradGuard no_grad;
+        kernels::pack_lower(packed, matrix, row, column);
+      },
+      py::arg("packed"), py::arg("matrix"), py::arg("row"), py::arg("column"));
   m.def("drop_idle_blocks", &kernels::drop_idle_blocks);
   m.def("mirror_upper", &kernels::mirror_upper, py::arg("matrix"));
   m.def(

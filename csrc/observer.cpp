@@ -35,7 +35,8 @@ bool decomposes(const c10::OperatorHandle& op, const torch::jit::Stack& args) {
       !excluded(DispatchKey::FuncTorchDynamicLayerFrontMode))
     return true;
   for (const DispatchKey autocast : {DispatchKey::AutocastCPU, DispatchKey::AutocastCUDA}) {
-    if (!excluded(autocast) && op.hasKernelForDispatchKey(autocast) && !op.isKernelFallthroughKernel(autocast))
+    if (!excluded(autocast) && op.hasKernelForDispatchKey(autocast) &&
+        !op.isKernelFallthroughKernel(autocast))
       return true;
   }
   return op.hasKernelForDispatchKey(DispatchKey::CompositeImplicitAutograd) &&

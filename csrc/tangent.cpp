@@ -191,33 +191,20 @@ Tensor dense(const Tangent& t, int64_t k_begin, int64_t k_end) {
     if (t.K > 1) ledger().reserve(numel_of(size), t.options.dtype().itemsize());
   };
   const bool recorded = c10::GradMode::is_enabled();
-  // A term that fills the rows is read where it lies, or at least written and not added to zeros.
-  const Term* whole = nullptr;
-  for (const Term& term : t.terms) {
-    if (recorded && t.terms.size() > 1) break;
-    const auto order = row_order(t, term, k_begin, k_end);
-    if (!order || (!term.coef.defined() && !term.core.defined())) continue;
-    if (t.terms.size() == 1) {
-      const bool as_it_lies =
-          !term.coef.defined() && term.alpha == 1.0 && contiguous_in(term.core, term, *order);
-      if (as_it_lies || recorded) {
-        if (!as_it_lies) reserve();
-        return product(term).expand(sizes_of(term)).permute(*order).reshape(size);
-      }
+  // A lone term that fills the rows is read where it lies.
+  const auto order = t.terms.size() == 1 ? row_order(t, t.terms[0], k_begin, k_end) : std::nullopt;
+  if (order && (t.terms[0].coef.defined() || t.terms[0].core.defined())) {
+    const Term& term = t.terms[0];
+    const bool as_it_lies =
+        !term.coef.defined() && term.alpha == 1.0 && contiguous_in(term.core, term, *order);
+    if (as_it_lies || recorded) {
+      if (!as_it_lies) reserve();
+      return product(term).expand(sizes_of(term)).permute(*order).reshape(size);
     }
-    whole = &term;
-    break;
   }
   reserve();
   const Tensor out = kernels::fresh(size, t.options);
-  if (whole) {
-    write_into(out, *whole, k_begin, t.numel());
-  } else {
-    out.zero_();
-  }
-  for (const Term& term : t.terms) {
-    if (&term != whole) add_into(out, term, k_begin, t.numel());
-  }
+  write_into(out, t.terms, k_begin, t.numel());
   return out;
 }
 

@@ -220,6 +220,7 @@ void Tape::hides(const torch::jit::Stack& args, const std::vector<Tensor>& resul
 
 void Tape::wrote(std::vector<Tensor> tensors, kernels::Again again) {
   Entry entry;
+  for (size_t i = 1; i < tensors.size(); ++i) look_for_unseen_writes("a kernel of hesse", tensors[i]);
   for (const Tensor& t : tensors) note_reads(entry, t);
   note_write(entry, tensors[0]);
   for (Tensor& t : tensors) t = own(t);

@@ -1,6 +1,7 @@
 #include "term.h"
 
 #include "kernels/combine.h"
+#include "kernels/scatter.h"
 #include "ledger.h"
 
 #include <ATen/ATen.h>
@@ -176,44 +177,42 @@ bool coef_on_seed(const Term& t) {
 
 namespace {
 
-// Each element of the term at its place.
-void index_into(const Tensor& out, const Term& t, int64_t k_begin, int64_t numel) {
-  const Shape sizes = sizes_of(t);
-  const auto whole = out.options().dtype(at::kLong);
-  Tensor at = at::full({}, (t.k0 - k_begin) * numel + t.v0, whole);
-  for (int64_t d = 0; d < t.rank(); ++d) {
-    const Dim& dim = t.dims[d];
-    Shape along(t.rank(), 1);
-    along[d] = dim.n;
-    auto places = [&](const Places* by, int64_t stride) {
-      return (by ? by->index : at::arange(dim.n, whole)).mul(stride).view(along);
-    };
-    if (dim.ks != 0) at = at + places(dim.k, dim.ks * numel);
-    if (dim.vs != 0) at = at + places(dim.v, dim.vs);
+void scatter_into(const Tensor& out, const Term& t, int64_t k_begin, int64_t numel) {
+  c10::SmallVector<kernels::PlacedAxis, 6> axes;
+  for (const Dim& d : t.dims) {
+    kernels::PlacedAxis x{d.n, (d.k ? 0 : d.ks * numel) + (d.v ? 0 : d.vs), {}};
+    if (d.k) x.by[0] = {d.k->index, d.ks * numel};
+    if (d.v) x.by[1] = {d.v->index, d.vs};
+    axes.push_back(std::move(x));
   }
-  const Tensor values =
-      t.coef.defined() || t.core.defined() ? product(t) : at::full({}, t.alpha, out.options());
-  out.view({-1}).index_add_(0, at.expand(sizes).reshape({-1}), values.expand(sizes).reshape({-1}));
+  kernels::scatter_add(out, axes, (t.k0 - k_begin) * numel + t.v0, t.coef, t.core, t.alpha);
 }
 
-void combine_into(kernels::Into into, const Tensor& out, const Term& t, int64_t k_begin, int64_t numel) {
-  if (t.indexed()) {
-    if (into == kernels::Into::write) out.zero_();
-    return index_into(out, t, k_begin, numel);
-  }
+Shape strides_in(const Term& t, int64_t numel) {
   Shape strides;
   for (const Dim& d : t.dims) strides.push_back(d.ks * numel + d.vs);
-  kernels::combine(into, out, sizes_of(t), strides, (t.k0 - k_begin) * numel + t.v0, t.coef, t.core, t.alpha);
+  return strides;
 }
 
 }  // namespace
 
 void add_into(const Tensor& out, const Term& t, int64_t k_begin, int64_t numel) {
-  combine_into(kernels::Into::add, out, t, k_begin, numel);
+  if (t.indexed()) return scatter_into(out, t, k_begin, numel);
+  kernels::combine(kernels::Into::add, out, sizes_of(t), strides_in(t, numel),
+                   (t.k0 - k_begin) * numel + t.v0, t.coef, t.core, t.alpha);
 }
 
-void write_into(const Tensor& out, const Term& t, int64_t k_begin, int64_t numel) {
-  combine_into(kernels::Into::write, out, t, k_begin, numel);
+void write_into(const Tensor& out, c10::ArrayRef<Term> terms, int64_t k_begin, int64_t numel) {
+  c10::SmallVector<kernels::Part, 4> parts;
+  for (const Term& t : terms) {
+    if (t.indexed()) continue;
+    parts.push_back(
+        {sizes_of(t), strides_in(t, numel), (t.k0 - k_begin) * numel + t.v0, t.coef, t.core, t.alpha});
+  }
+  kernels::write_sum(out, parts);
+  for (const Term& t : terms) {
+    if (t.indexed()) scatter_into(out, t, k_begin, numel);
+  }
 }
 
 Tensor product(const Term& t) {

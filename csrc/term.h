@@ -108,8 +108,8 @@ void settle(Term& term);
 bool coef_on_seed(const Term& term);
 // out[k, v] += term; out: contiguous rows [k_begin, ...) of [K, numel].
 void add_into(const Tensor& out, const Term& term, int64_t k_begin, int64_t numel);
-// out[k, v] = term, which fills them.
-void write_into(const Tensor& out, const Term& term, int64_t k_begin, int64_t numel);
+// out[k, v] = the sum of the terms.
+void write_into(const Tensor& out, c10::ArrayRef<Term> terms, int64_t k_begin, int64_t numel);
 // alpha * coef * core, one axis per dimension of size n_d or 1.
 Tensor product(const Term& term);
 

@@ -6,6 +6,7 @@ then pass, which tests the tests. Those about hesse alone (mark ``ours``) are sk
 
 import os
 import warnings
+from dataclasses import dataclass
 
 import pytest
 import setuptools  # noqa: F401  torch.testing imports it, which fails once pytest has imported other tests
@@ -60,3 +61,34 @@ def _fresh_state():
     with hesse.fallback("warn"), warnings.catch_warnings():
         warnings.simplefilter("error", hesse.FallbackWarning)
         yield
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """Those under test: where their tensors lie, and whether they take half precision."""
+
+    name: str
+    device: str = "cpu"
+    halves: bool = False
+
+    def take(self, dtype):
+        if dtype.itemsize == 2 and not self.halves:
+            pytest.skip("the CPU's loops leave half precision to ATen")
+
+
+@pytest.fixture(params=["bodies", "baseline", "avx2", "avx512", "cuda"])
+def kernels(request):
+    """Each instruction set of the CPU, the bodies of the CUDA kernels on the host, and a GPU."""
+    from hesse import _C
+
+    available = _C.instruction_sets()
+    if request.param == "cuda":
+        if not torch.cuda.is_available():
+            pytest.skip("no GPU here")
+        yield Kernels("cuda", "cuda", halves=True)
+        return
+    if request.param not in available:
+        pytest.skip(f"this processor has {', '.join(available)}")
+    _C.use_instruction_set(request.param)
+    yield Kernels(request.param, halves=request.param == "bodies")
+    _C.use_instruction_set(available[-1])

@@ -49,20 +49,6 @@ Axes axes_of(at::IntArrayRef sizes, at::IntArrayRef strides, const at::Tensor& a
   return merged;
 }
 
-bool plain(const at::Tensor& t, at::ScalarType type, c10::Device device) {
-  return !t.defined() || (t.scalar_type() == type && t.device() == device && t.layout() == at::kStrided &&
-                          !t.is_neg() && !t._is_zerotensor());
-}
-
-const Backend* loops_for(const at::Tensor& like, const at::Tensor& a, const at::Tensor& b) {
-  const auto type = type_of(like.scalar_type());
-  if (!type || c10::GradMode::is_enabled() || !plain(like, like.scalar_type(), like.device()) ||
-      !plain(a, like.scalar_type(), like.device()) || !plain(b, like.scalar_type(), like.device()))
-    return nullptr;
-  const Backend* backend = backend_of(like.device());
-  return backend && backend->takes(*type) ? backend : nullptr;
-}
-
 Sizes broadcast(const at::Tensor& a, const at::Tensor& b) {
   Sizes sizes(a.sizes().begin(), a.sizes().end());
   for (size_t d = 0; d < sizes.size(); ++d) sizes[d] = std::max(sizes[d], b.size(static_cast<int64_t>(d)));
@@ -92,11 +78,14 @@ Strides layout(at::IntArrayRef sizes, const at::Tensor& a, const at::Tensor& b) 
   return strides;
 }
 
-void* start_of(const at::Tensor& out, int64_t offset) {
-  return static_cast<char*>(out.data_ptr()) + offset * out.element_size();
-}
-
 const void* data_of(const at::Tensor& t) { return t.defined() ? t.const_data_ptr() : nullptr; }
+
+Pass pass_of(Into into, const at::Tensor& out, int64_t offset, const at::Tensor& a, const at::Tensor& b,
+             double alpha, const Axes& axes) {
+  void* start = static_cast<char*>(out.data_ptr()) + offset * out.element_size();
+  return {*type_of(out.scalar_type()), start,       data_of(a), data_of(b), alpha,
+          into == Into::write,         axes.data(), axes.size()};
+}
 
 // `combine` as calls of ATen.
 void combine_by_aten(Into into, const at::Tensor& out, at::IntArrayRef sizes, at::IntArrayRef strides,
@@ -126,28 +115,69 @@ void combine_by_aten(Into into, const at::Tensor& out, at::IntArrayRef sizes, at
 }  // namespace
 
 bool has_loops(const at::Tensor& a, const at::Tensor& b) {
-  return loops_for(a.defined() ? a : b, a, b) != nullptr;
+  return backend_for(a.defined() ? a : b, a, b) != nullptr;
 }
 
 void combine(Into into, const at::Tensor& out, at::IntArrayRef sizes, at::IntArrayRef strides, int64_t offset,
              const at::Tensor& a, const at::Tensor& b, double alpha) {
-  const Backend* backend = loops_for(out, a, b);
+  const Backend* backend = backend_for(out, a, b);
   if (!backend) return combine_by_aten(into, out, sizes, strides, offset, a, b, alpha);
   const Axes axes = axes_of(sizes, strides, a, b);
-  const Pass pass{*type_of(out.scalar_type()), start_of(out, offset), data_of(a), data_of(b), alpha,
-                  into == Into::write,         axes.data(),           axes.size()};
-  backend->combine(pass, out.device());
+  backend->combine(pass_of(into, out, offset, a, b, alpha, axes), out.device());
   if (Recorder* r = recorder()) {
     r->wrote({out, a, b}, [=](const std::vector<at::Tensor>& t) {
-      Pass again = pass;
-      again.out = start_of(t[0], offset);
-      again.a = data_of(t[1]);
-      again.b = data_of(t[2]);
-      again.axes = axes.data();
-      backend->combine(again, t[0].device());
+      backend->combine(pass_of(into, t[0], offset, t[1], t[2], alpha, axes), t[0].device());
       return at::Tensor();
     });
   }
+}
+
+namespace {
+
+// The parts' factors are tensors[2 i + 1] and tensors[2 i + 2].
+void write_sum_by(const Backend& backend, const std::vector<at::Tensor>& tensors,
+                  const std::vector<Axes>& axes, const std::vector<std::pair<int64_t, double>>& places) {
+  const at::Tensor& out = tensors[0];
+  c10::SmallVector<Pass, 4> passes;
+  for (size_t i = 0; i < axes.size(); ++i) {
+    const auto [offset, alpha] = places[i];
+    passes.push_back(pass_of(Into::add, out, offset, tensors[2 * i + 1], tensors[2 * i + 2], alpha, axes[i]));
+  }
+  backend.write_sum({*type_of(out.scalar_type()), out.data_ptr(), out.numel(), passes.data(), passes.size()},
+                    out.device());
+}
+
+}  // namespace
+
+void write_sum(const at::Tensor& out, c10::ArrayRef<Part> parts) {
+  const Backend* backend = backend_for(out, {}, {});
+  for (const Part& p : parts) backend = backend && backend_for(out, p.a, p.b) ? backend : nullptr;
+  if (!backend) {
+    out.zero_();
+    for (const Part& p : parts) combine(Into::add, out, p.sizes, p.strides, p.offset, p.a, p.b, p.alpha);
+    return;
+  }
+  std::vector<at::Tensor> tensors{out};
+  std::vector<Axes> axes;
+  std::vector<std::pair<int64_t, double>> places;  // offset and alpha
+  for (const Part& p : parts) {
+    tensors.insert(tensors.end(), {p.a, p.b});
+    axes.push_back(axes_of(p.sizes, p.strides, p.a, p.b));
+    places.emplace_back(p.offset, p.alpha);
+  }
+  write_sum_by(*backend, tensors, axes, places);
+  if (Recorder* r = recorder()) {
+    r->wrote(std::move(tensors), [=](const std::vector<at::Tensor>& t) {
+      write_sum_by(*backend, t, axes, places);
+      return at::Tensor();
+    });
+  }
+}
+
+int64_t panel_rows(const at::Tensor& like, int64_t columns) {
+  constexpr int64_t usual = 128;
+  const Backend* backend = backend_of(like.device());
+  return backend ? backend->panel_rows(columns) : usual;
 }
 
 at::Tensor multiply(const at::Tensor& a, const at::Tensor& b, double alpha) {

@@ -7,6 +7,7 @@
 #pragma once
 
 #include <ATen/core/Tensor.h>
+#include <c10/util/SmallVector.h>
 
 #include <vector>
 
@@ -19,6 +20,20 @@ enum class Into { write, add };
 // written fills `out`. Differentiable in all tensors when grad mode is on.
 void combine(Into into, const at::Tensor& out, at::IntArrayRef sizes, at::IntArrayRef strides, int64_t offset,
              const at::Tensor& a, const at::Tensor& b, double alpha);
+
+// One of the things that add up in `write_sum`: like `combine`, with an offset in elements of `out`.
+struct Part {
+  c10::SmallVector<int64_t, 6> sizes, strides;
+  int64_t offset;
+  at::Tensor a, b;
+  double alpha;
+};
+
+// out becomes the sum of the parts, and 0 where there is none; contiguous.
+void write_sum(const at::Tensor& out, c10::ArrayRef<Part> parts);
+
+// How many rows to compute at a time of a product of which one triangle is wanted, of `columns` columns.
+int64_t panel_rows(const at::Tensor& like, int64_t columns);
 
 // Whether the loops of this kernel take such factors; otherwise `combine` is made of ATen calls.
 bool has_loops(const at::Tensor& a, const at::Tensor& b);

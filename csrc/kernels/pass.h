@@ -25,6 +25,37 @@ struct Pass {
   size_t rank;
 };
 
+// out[0, n) becomes the sum of what the parts add to it; see combine.h.
+struct Sum {
+  Type type;
+  void* out;
+  int64_t n;
+  const Pass* parts;  // that add
+  size_t count;
+};
+
+// out[sum over axes of i out + index0[i] step0 + index1[i] step1] += alpha * a[i . a] * b[i . b]; see
+// scatter.h.
+struct IndexStep {
+  const int64_t* index;  // null: none
+  int64_t step;
+};
+
+struct ScatterAxis {
+  int64_t n, out, a, b;
+  IndexStep by[2];
+};
+
+struct Scatter {
+  Type type;
+  void* out;
+  const void* a;  // null: 1
+  const void* b;
+  double alpha;
+  const ScatterAxis* axes;
+  size_t rank;
+};
+
 // A square matrix whose lower triangle is packed; see pack.h.
 struct Packing {
   int word;  // bytes of an element

@@ -109,9 +109,8 @@ Tensor rows_of(const Term& term, const Placement& p, const Parts& parts, const A
     if (lone.is_contiguous()) return lone.view(shape);
   }
   if (seeded) ledger().reserve(step, options.dtype().itemsize());
-  const Tensor rows = fills ? at::empty(shape, options) : at::zeros(shape, options);
-  kernels::combine(fills ? kernels::Into::write : kernels::Into::add, rows, size, stride, offset, term.coef,
-                   term.core, 1.0);
+  const Tensor rows = at::empty(shape, options);
+  kernels::write_sum(rows, kernels::Part{size, stride, offset, term.coef, term.core, 1.0});
   return rows;
 }
 

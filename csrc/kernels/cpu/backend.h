@@ -12,6 +12,8 @@ void use_instruction_set(const std::string& name);
 
 at::Tensor fresh(at::IntArrayRef size, at::IntArrayRef stride, at::ScalarType type);
 void combine(const Pass& pass);
+void write_sum(const Sum& sum);
+void scatter_add(const Scatter& scatter);
 void mirror_upper(void* m, int64_t n, int word);
 void pack_lower(const Packing& packing);
 

@@ -101,12 +101,17 @@ void run_all(const Loops<T>& loops) {
   across ? run_tiled(loops, *across) : run(loops);
 }
 
-// What is written fills the memory of `out`.
-template <typename T>
-void zero(T* out, const Axes& axes) {
+void zero(void* out, int64_t bytes) {
+  constexpr int64_t worth_a_thread = int64_t{1} << 18;
+  at::parallel_for(0, bytes, worth_a_thread, [out](int64_t begin, int64_t end) {
+    std::memset(static_cast<char*>(out) + begin, 0, static_cast<size_t>(end - begin));
+  });
+}
+
+int64_t written_by(const Axis* axes, size_t rank) {
   int64_t n = 1;
-  for (const Axis& x : axes) n *= x.out == 0 ? 1 : x.n;
-  std::memset(out, 0, static_cast<size_t>(n) * sizeof(T));
+  for (size_t d = 0; d < rank; ++d) n *= axes[d].out == 0 ? 1 : axes[d].n;
+  return n;
 }
 
 template <typename T>
@@ -116,7 +121,7 @@ void combine_of(const Pass& pass) {
   bool sums_outside = false;
   for (size_t d = 0; d + 1 < axes.size(); ++d) sums_outside = sums_outside || axes[d].out == 0;
   T* out = static_cast<T*>(pass.out);
-  if (pass.write && sums_outside) zero(out, axes);
+  if (pass.write && sums_outside) zero(out, written_by(axes.data(), axes.size()) * sizeof(T));
   const Loops<T> all{out,
                      pass.a ? static_cast<const T*>(pass.a) : &one,
                      pass.b ? static_cast<const T*>(pass.b) : &one,
@@ -161,6 +166,26 @@ void use_instruction_set(const std::string& name) {
 void combine(const Pass& pass) {
   if (pass.type == Type::f32) return combine_of<float>(pass);
   combine_of<double>(pass);
+}
+
+// A part that fills `out` is written, and what else there is added.
+void write_sum(const Sum& sum) {
+  const int64_t bytes = sum.type == Type::f32 ? sizeof(float) : sizeof(double);
+  const Pass* whole = std::find_if(sum.parts, sum.parts + sum.count, [&](const Pass& p) {
+    const bool sums =
+        std::any_of(p.axes, p.axes + p.rank, [](const Axis& x) { return x.n > 1 && x.out == 0; });
+    return p.out == sum.out && !sums && written_by(p.axes, p.rank) == sum.n;
+  });
+  if (whole == sum.parts + sum.count) {
+    zero(sum.out, sum.n * bytes);
+  } else {
+    Pass first = *whole;
+    first.write = true;
+    combine(first);
+  }
+  for (const Pass* p = sum.parts; p != sum.parts + sum.count; ++p) {
+    if (p != whole) combine(*p);
+  }
 }
 
 }  // namespace hesse::kernels::cpu

@@ -2,6 +2,7 @@
 // function of a library is compiled for a processor that may not be there.
 #pragma once
 
+#include "kernels/functors.h"
 #include "kernels/pass.h"
 
 namespace hesse::kernels::cpu {
@@ -29,7 +30,7 @@ namespace {
 
 template <bool kWrite, typename T>
 inline void put(T& out, T value) {
-  out = kWrite ? value : out + value;
+  kernels::put(out, value, kWrite);
 }
 
 // Many partial sums, which stay in registers.
@@ -65,7 +66,7 @@ template <bool kWrite, typename T>
 void innermost(T* __restrict out, const T* a, const T* b, const Axis& x, T alpha) {
   if (x.out == 0) return put<kWrite>(*out, alpha * sum_of_products(a, b, x));
   if (x.a == 0 && x.b == 0) {
-    const T value = alpha * *a * *b;
+    const T value = product(alpha, *a, *b);
     for (int64_t i = 0; i < x.n; ++i) put<kWrite>(out[i * x.out], value);
   } else if (x.a == 0 || x.b == 0) {
     const T scale = alpha * (x.a == 0 ? *a : *b);
@@ -78,12 +79,12 @@ void innermost(T* __restrict out, const T* a, const T* b, const Axis& x, T alpha
     }
   } else if (x.a == 1 && x.b == 1) {
     if (x.out == 1) {
-      for (int64_t i = 0; i < x.n; ++i) put<kWrite>(out[i], alpha * a[i] * b[i]);
+      for (int64_t i = 0; i < x.n; ++i) put<kWrite>(out[i], product(alpha, a[i], b[i]));
     } else {
-      for (int64_t i = 0; i < x.n; ++i) put<kWrite>(out[i * x.out], alpha * a[i] * b[i]);
+      for (int64_t i = 0; i < x.n; ++i) put<kWrite>(out[i * x.out], product(alpha, a[i], b[i]));
     }
   } else {
-    for (int64_t i = 0; i < x.n; ++i) put<kWrite>(out[i * x.out], alpha * a[i * x.a] * b[i * x.b]);
+    for (int64_t i = 0; i < x.n; ++i) put<kWrite>(out[i * x.out], product(alpha, a[i * x.a], b[i * x.b]));
   }
 }
 
