@@ -18,7 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from bench import memory, report, summary
 from bench.command import limited_to, positive
 from bench.device import rates, release, set_up
-from bench.measure import Limits, agree, measure
+from bench.measure import Limits, agree, brief, measure
 from bench.peers import PEERS, Peer, Refusal
 from bench.problems import PROBLEMS
 from bench.reference import Sample, Whole, reference
@@ -60,7 +60,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the benchmark; 1 if a peer of ours gave wrong values."""
+    """Runs the benchmark; 1 if a peer of ours gave wrong values, or if nothing was measured."""
     options = parser().parse_args(argv)
     if options.device == "cuda" and not torch.cuda.is_available():
         parser().error("--device cuda: this torch finds no GPU")
@@ -95,6 +95,8 @@ def _measure_and_report(
         run = Run(where, rates(options.device))
         _measure_all(run, cases, peers, options, console)
     report.show(run, console)
+    if not run.rows:
+        return 1
     if options.out:
         report.write_json(run, options.out / "results.jsonl")
         report.plot(run, options.out / "times.png")
@@ -148,14 +150,15 @@ def _measure_all(
                 progress.update(task, description=f"{case}: {word}")
 
             if time.monotonic() > deadline:
-                run.missed.append(f"{name} {size}")
+                run.missed.append(f"{name} {size} (no time left)")
                 continue
             try:
                 run.rows.append(_measure_one(name, size, peers, limits, options, tell))
             except KeyboardInterrupt:  # the cases before it are reported
-                run.missed.append(f"{name} {size}")
+                run.missed.append(f"{name} {size} (interrupted)")
                 deadline = 0.0
-                continue
+            except Exception as error:  # in the case itself or its reference
+                run.missed.append(f"{name} {size} ({brief(error)})")
             release()
             run.rows.sort(key=lambda row: cases.index((row.problem, row.size)))
             if options.out:  # what is there counts, also if the process is ended

@@ -151,7 +151,7 @@ def environment(job: Job) -> dict[str, str]:
 
 
 def run(stage: Stage, job: Job) -> Outcome:
-    """Runs a stage within its limit; what it prints goes to the log and to the terminal."""
+    """Runs a stage within its limit; what it prints goes to the log."""
     if reason := stage.refusal(job):
         return Outcome(stage.name, f"skipped: {reason}")
     seconds = min(stage.seconds, job.left())
@@ -185,6 +185,11 @@ def _wait(process: subprocess.Popen[bytes], seconds: float) -> int | None:
             return status if word == signal.SIGINT else None
     process.wait()
     return None
+
+
+def last_lines(log: Path, count: int = 25) -> str:
+    """The end of the log, for the terminal."""
+    return "\n".join(log.read_text(errors="replace").splitlines()[-count:])
 
 
 def _words(status: int | None, seconds: int) -> str:
@@ -275,6 +280,8 @@ def main(argv: list[str] | None = None) -> int:
         built = all(o.good for o in outcomes if o.stage == "build")
         skipped = Outcome(stage.name, "skipped: the build did not pass")
         outcomes.append(run(stage, job) if built else skipped)
+        if not outcomes[-1].good:
+            print(last_lines(folder / "log.txt"))
         print(f"{stage.name}: {outcomes[-1].outcome} ({outcomes[-1].seconds:.0f} s)", flush=True)
         stages = [asdict(outcome) for outcome in outcomes]
         text = json.dumps(about | {"stages": stages}, indent=1) + "\n"

@@ -111,7 +111,7 @@ def measure(
         if prepared is not None:
             with _refused(result):
                 if peaks:
-                    _read_peak(prepared, result)
+                    _read_peak(prepared, result, peer.compiles)
                 size_sample(prepared, result, peer.compiles)
                 ready[peer.name] = prepared
         if result.refusal:
@@ -135,9 +135,12 @@ def _start(
         limits.compiling -= time.perf_counter() - start
 
 
-def _read_peak(prepared: Ready, result: Result) -> None:
+def _read_peak(prepared: Ready, result: Result, compiles: bool) -> None:
+    """Of one more call, where that does not take the time of the others."""
     if prepared.held is None:
         result.note = f"{result.note} no peak memory: not in torch's allocator".strip()
+    elif result.first > ONCE_SECONDS and not compiles:
+        result.note = f"{result.note} no peak memory: over {ONCE_SECONDS:g} s a call".strip()
     else:
         result.peak = prepared.held + peak(prepared.call)[0]
 
@@ -168,8 +171,7 @@ def admit(
         prepared, value = _first_call(peer, case, result, first)
         if peer.kind != "floor":
             _compare(value, case, error_of, result)
-        result.note, result.chunk_bytes = prepared.describe(), prepared.chunk_bytes()
-        result.answers = prepared.answers
+        _describe(prepared, result)
     except Refusal as refusal:
         result.refusal = str(refusal)
         return result, None
@@ -194,9 +196,19 @@ def _first_call(peer: Peer, case: Case, result: Result, limit: float) -> tuple[R
     return prepared, value
 
 
+def _describe(prepared: Ready, result: Result) -> None:
+    result.answers = prepared.answers
+    try:
+        result.note, result.chunk_bytes = prepared.describe(), prepared.chunk_bytes()
+    except Exception as error:  # a report may need more memory than a call; the time counts
+        result.note = f"no report: {brief(error)}"
+
+
 def _compare(value: Any, case: Case, error_of: Callable[[Any], float], result: Result) -> None:
     try:
         result.error = error_of(value)
+    except torch.OutOfMemoryError as error:
+        raise Refusal("no memory left to compare its values") from error
     except Exception as error:
         result.wrong = True
         raise Refusal(f"wrong shape: {brief(error)}") from error

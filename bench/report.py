@@ -46,11 +46,11 @@ def show(run: Run, console: Console) -> None:
         console.print(_notes(rows), style="dim", highlight=False)
     if any(r.peak is not None for row in run.rows for r in row.results.values()):
         console.print(memory(run))
-    if run.rates:
+    if run.rates and run.rows:
         console.print(floors(run))
     console.print(targets(verdicts(run)))
     if run.missed:
-        console.print(f"Out of time before: {', '.join(run.missed)}", style="yellow")
+        console.print(f"Not measured: {', '.join(run.missed)}", style="yellow")
     busy = [f"{r.problem} {r.size} ({r.busy:.0%})" for r in run.rows if r.busy > BUSY]
     if busy:
         console.print(f"Other processes were busy during: {', '.join(busy)}", style="yellow")
@@ -123,7 +123,7 @@ def targets(lines: list[Verdict]) -> Table:
 
 def write_json(run: Run, path: Path) -> None:
     """A line for the settings and rates, for each case and peer, each floor and each target."""
-    said = run.settings | run.measured_rates() | {"out_of_time_before": run.missed}
+    said = run.settings | run.measured_rates() | {"not_measured": run.missed}
     lines: list[dict[str, Any]] = [{"line": "run", **said}]
     for row in run.rows:
         if at := row.floor(run.rates):

@@ -74,7 +74,7 @@ class Run:
         settings: what a reader needs to place the numbers.
         rates: what the machine was seen to do, if that was measured.
         rows: one per case.
-        missed: the cases that the run's time did not reach.
+        missed: the cases that were not measured, with the reason.
     """
 
     settings: dict[str, Any]

@@ -36,7 +36,7 @@ def write(run: Run, path: Path) -> None:
     said = run.settings | run.measured_rates()
     lines += ["", ", ".join(f"{k} {v}" for k, v in said.items() if v is not None), ""]
     if run.missed:
-        lines += [f"Out of time before: {', '.join(run.missed)}", ""]
+        lines += [f"Not measured: {', '.join(run.missed)}", ""]
     lines += ["| case | asked | measured | outcome |", "|---|---|---|---|"]
     lines += [f"| {v.case} | {v.claim} | {v.measured} | {v.outcome} |" for v in verdicts(run)]
     path.write_text("\n".join([*lines, ""]))

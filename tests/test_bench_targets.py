@@ -104,15 +104,15 @@ def test_the_reports_have_the_floor_and_what_bounds_it(tmp_path):
     work = Work(products=(Product(64, 10, 64),))
     row = Row("ackley", 64, timed(hesse=2e-4, loop=1e-3, captured=1e-4), work=work)
     run = made_up(row)
-    run.missed.append("ackley 1024")
+    run.missed.append("ackley 1024 (no time left)")
     console = Console(record=True, width=200)
     report.show(run, console)
     shown = console.export_text()
-    assert "floor, ms" in shown and "bytes" in shown and "Out of time before: ackley 1024" in shown
+    assert "floor, ms" in shown and "bytes" in shown and "Not measured: ackley 1024" in shown
     report.write_json(run, tmp_path / "results.jsonl")
     first, *lines = map(json.loads, (tmp_path / "results.jsonl").read_text().splitlines())
     assert first["copy_gbytes"] == 1000 and first["product_float32_gflops"] == 10_000
-    assert first["out_of_time_before"] == ["ackley 1024"]
+    assert first["not_measured"] == ["ackley 1024 (no time left)"]
     (at,) = [x for x in lines if x["line"] == "floor"]
     assert at["flops"] == work.flops and at["bytes"] == work.bytes(64, 4)
     assert at["floor_s"] == max(at["bytes_s"], at["flops_s"]) and at["bound_by"] == "bytes"
@@ -220,4 +220,50 @@ def test_a_run_that_is_out_of_time_names_the_cases_it_left_out(tmp_path, monkeyp
     sizes = "--problems rosenbrock --sizes 4 16 --peers hand --rounds 3 --no-memory --seconds 5"
     assert command.main([*sizes.split(), "--out", str(tmp_path)]) == 0
     first, *_ = map(json.loads, (tmp_path / "results.jsonl").read_text().splitlines())
-    assert first["out_of_time_before"] == ["rosenbrock 4"]
+    assert first["not_measured"] == ["rosenbrock 4 (no time left)"]
+
+
+def test_a_case_that_fails_or_is_interrupted_is_named_and_the_others_are_reported(
+    tmp_path, monkeypatch, capsys
+):
+    def fails(case):
+        if case.numel == 16:
+            raise torch.OutOfMemoryError("out of memory")
+        if case.numel == 64:
+            raise KeyboardInterrupt
+        return reference(case)
+
+    monkeypatch.setattr(command, "reference", fails)
+    monkeypatch.setattr(command, "rates", lambda device: RATES)
+    few = (
+        "--problems rosenbrock --sizes 4 16 64 1024 --peers hand write --rounds 3 --no-memory --out"
+    )
+    assert command.main([*few.split(), str(tmp_path)]) == 0
+    first, *_ = map(json.loads, (tmp_path / "results.jsonl").read_text().splitlines())
+    assert first["not_measured"] == [
+        "rosenbrock 16 (OutOfMemoryError: out of memory)",
+        "rosenbrock 64 (interrupted)",
+        "rosenbrock 1024 (no time left)",
+    ]
+    assert (tmp_path / "times.png").exists()
+
+
+def test_a_run_that_measured_nothing_has_failed(monkeypatch, capsys):
+    monkeypatch.setattr(command, "reference", lambda case: 1 / 0)
+    monkeypatch.setattr(command, "rates", lambda device: RATES)
+    few = "--problems rosenbrock --sizes 4 --peers hand --rounds 3 --no-memory"
+    assert command.main(few.split()) == 1
+    assert "rosenbrock 4 (ZeroDivisionError: division by zero)" in capsys.readouterr().out
+
+
+def test_a_peer_without_a_report_is_timed():
+    case = PROBLEMS["rosenbrock"].make(4, torch.float64, "cpu")
+
+    def describe():
+        raise torch.OutOfMemoryError("out of memory")
+
+    def prepare(case):
+        return Ready(PEERS["hand"].prepare(case).call, describe)
+
+    (result,) = measure(case, reference(case), [Peer("hand", "hand", prepare, "")], Limits(3, 0.1))
+    assert result.samples and result.note.startswith("no report: OutOfMemoryError")
