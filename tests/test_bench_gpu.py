@@ -3,6 +3,7 @@
 import json
 import sys
 import time
+from fnmatch import fnmatch
 
 import pytest
 
@@ -100,6 +101,14 @@ def test_the_stages_are_told_the_device(tmp_path, device):
 def test_a_folder_has_the_name_of_the_chip_the_version_and_the_commit():
     name = folder_name("NVIDIA H100 80GB HBM3", "2.11.0+cu130", "bebf062")
     assert name == "h100_80gb_hbm3-torch2.11.0-bebf062"
+
+
+def test_the_folder_of_a_run_that_is_kept_is_not_ignored_by_git():
+    lines = (gpu.ROOT / ".gitignore").read_text().splitlines()
+    (kept,) = [line for line in lines if line.startswith("!")]
+    name = folder_name("NVIDIA H100 80GB HBM3", "2.11.0+cu130", "bebf062")
+    assert fnmatch(f"/bench/results/{name}/", kept[1:])
+    assert not fnmatch("/bench/results/mine/", kept[1:]) and "/bench/results/*" in lines
 
 
 def test_files_name_no_machine_and_are_not_too_large(tmp_path):
