@@ -223,7 +223,7 @@ def facts(device: str, commit: str | None) -> dict[str, Any]:
     return {
         "chip": chip,
         "driver": nvidia("driver_version"),
-        "nvcc": (_said("nvcc", "--version") or "").splitlines()[-1:] or None,
+        "nvcc": (_said("nvcc", "--version") or "none").splitlines()[-1],
         "torch": torch,
         "python": platform.python_version(),
         "processors": os.cpu_count(),
