@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bench.work import Work
+
 SEED = 20
 
 
@@ -28,12 +30,14 @@ class Case:
         hand: the closed form an expert would write, called as `hand(*inputs)`; returns `[N, N]`
             or any reshape of it.
         jax: given the `jax` module, returns the twin of `func` on JAX arrays.
+        work: what no algorithm known here does without.
     """
 
     func: Callable[..., Tensor]
     inputs: tuple[Tensor, ...]
     hand: Callable[..., Tensor] | None = None
     jax: Callable[[ModuleType], Callable[..., Any]] | None = None
+    work: Work = Work()
 
     @property
     def args(self) -> Tensor | tuple[Tensor, ...]:
@@ -53,8 +57,9 @@ class Problem:
     Attributes:
         name: one word, as given to `--problems`.
         summary: one line for the report.
-        sizes: the values of N that are measured, ascending.
-        quick: the sizes of a `--quick` run.
+        sizes: the values of N that are measured on the CPU, ascending.
+        quick: the sizes of a `--quick` run there.
+        gpu_sizes: the values of N on a GPU: small, medium, and one that fills the chip.
         make: `make(size, dtype, device)` gives the case; same data in every dtype, by seed.
         structured: the Hessian or the sweep has structure that bounds memory by the output.
     """
@@ -63,8 +68,15 @@ class Problem:
     summary: str
     sizes: tuple[int, ...]
     quick: tuple[int, ...]
+    gpu_sizes: tuple[int, ...]
     make: Callable[[int, torch.dtype, str], Case]
     structured: bool = False
+
+    def sizes_on(self, device: str, quick: bool = False) -> tuple[int, ...]:
+        """The values of N for a device, ascending; quick: the smallest and one more."""
+        if device == "cpu":
+            return self.quick if quick else self.sizes
+        return self.gpu_sizes[:2] if quick else self.gpu_sizes
 
 
 class Draw:
@@ -72,22 +84,23 @@ class Draw:
 
     def __init__(self, dtype: torch.dtype, device: str, seed: int = SEED) -> None:
         """Starts a stream of its own, so that one problem's data never depends on another's."""
-        self._generator = torch.Generator().manual_seed(seed)
+        self._generator = torch.Generator("cpu").manual_seed(seed)
         self._dtype, self._device = dtype, device
 
     def normal(self, *shape: int, scale: float = 1.0) -> Tensor:
         """Normal numbers of mean 0 and the given standard deviation."""
-        x = torch.randn(*shape, generator=self._generator, dtype=torch.float64) * scale
-        return x.to(self._device, self._dtype)
+        x = torch.randn(*shape, generator=self._generator, dtype=torch.float64, device="cpu")
+        return x.mul_(scale).to(self._device, self._dtype)
 
     def uniform(self, *shape: int, low: float = 0.0, high: float = 1.0) -> Tensor:
         """Uniform numbers in `[low, high)`."""
-        x = torch.rand(*shape, generator=self._generator, dtype=torch.float64)
+        x = torch.rand(*shape, generator=self._generator, dtype=torch.float64, device="cpu")
         return (low + (high - low) * x).to(self._device, self._dtype)
 
     def labels(self, count: int, classes: int) -> Tensor:
         """Integer class labels, shape `[count]`."""
-        return torch.randint(classes, (count,), generator=self._generator).to(self._device)
+        labels = torch.randint(classes, (count,), generator=self._generator, device="cpu")
+        return labels.to(self._device)
 
 
 def array(jax: ModuleType, x: Tensor) -> Any:
@@ -96,7 +109,7 @@ def array(jax: ModuleType, x: Tensor) -> Any:
 
 
 def flatten(result: Any, inputs: tuple[Tensor, ...]) -> Tensor:
-    """Any peer's Hessian as one float64 tensor `[N, N]` on the CPU.
+    """Any peer's Hessian as one float64 tensor `[N, N]`, where the inputs are.
 
     Args:
         result: a tensor or JAX array of N * N elements, or nested tuples of blocks (i, j).
@@ -105,17 +118,20 @@ def flatten(result: Any, inputs: tuple[Tensor, ...]) -> Tensor:
     Returns:
         The Hessian with inputs flattened and concatenated in order, shape `[N, N]`.
     """
-    n = sum(x.numel() for x in inputs)
+    n, device = sum(x.numel() for x in inputs), inputs[0].device
     if not isinstance(result, (tuple, list)):
-        return _as_tensor(result).reshape(n, n)
+        return _as_tensor(result, device).reshape(n, n)
     rows = []
     for row, x in zip(result, inputs, strict=True):
-        blocks = zip(row, inputs, strict=True)
-        rows.append(torch.cat([_as_tensor(b).reshape(x.numel(), y.numel()) for b, y in blocks], 1))
+        blocks = [
+            _as_tensor(block, device).reshape(x.numel(), y.numel())
+            for block, y in zip(row, inputs, strict=True)
+        ]
+        rows.append(torch.cat(blocks, 1))
     return torch.cat(rows)
 
 
-def _as_tensor(block: Any) -> Tensor:
+def _as_tensor(block: Any, device: torch.device) -> Tensor:
     if isinstance(block, Tensor):
-        return block.detach().to("cpu", torch.float64)
-    return torch.from_numpy(np.array(block)).to(torch.float64)
+        return block.detach().to(device, torch.float64)
+    return torch.from_numpy(np.array(block)).to(device, torch.float64)

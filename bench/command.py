@@ -19,9 +19,9 @@ def positive(text: str) -> int:
 
 
 @contextmanager
-def limited_to(threads: int) -> Iterator[None]:
+def limited_to(threads: int, pinned: bool = True) -> Iterator[None]:
     """Torch takes a thread count; JAX takes every processor it sees, so it is shown as many."""
-    before, pinned = torch.get_num_threads(), hasattr(os, "sched_setaffinity")
+    before, pinned = torch.get_num_threads(), pinned and hasattr(os, "sched_setaffinity")
     processors = os.sched_getaffinity(0) if pinned else set()
     torch.set_num_threads(threads)
     if pinned:

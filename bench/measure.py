@@ -20,15 +20,17 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from bench.case import Case, Problem, flatten
+from bench.case import Case, flatten
+from bench.device import peak, release, synchronize
 from bench.peers import Peer, Ready, Refusal
+from bench.reference import Sample, Whole
 
 SAMPLE_SECONDS = 1e-3
 LONG_SECONDS = 0.05  # a sample longer than this needs no untimed calls before it
 ONCE_SECONDS = 1.5  # a peer slower than this is called once
 FIRST_SECONDS = 90.0  # preparing plus first call, compilation included
+ENOUGH_SECONDS = 4.0  # with less left for compiling nothing is begun
 TOLERANCE = {torch.float32: 2e-3, torch.float64: 1e-9}
 
 
@@ -62,114 +64,151 @@ class Result:
         return low, high
 
 
-def reference(problem: Problem, size: int, device: str) -> Tensor:
-    """The Hessian by the stock row loop in float64, `[N, N]`."""
-    case = problem.make(size, torch.float64, device)
-    return flatten(torch.autograd.functional.hessian(case.func, case.args), case.inputs)
+@dataclass
+class Limits:
+    """How much of a run one peer may have.
 
-
-def disagreement(value: Tensor, expected: Tensor) -> float:
-    """Largest error, each element against the scale of its row and column.
-
-    The scale of row i is its largest expected magnitude; an element is held against the geometric
-    mean of its row's and column's. So a wrong block shows however small it is beside the others.
+    Attributes:
+        rounds: samples wanted from each peer; slow ones give fewer.
+        seconds: for one peer over all rounds of a case, once it has given three samples.
+        first: seconds for preparing and the first call of a peer that does not compile.
+        compiling: seconds left to the first calls of all compilers of the run; `measure` counts.
     """
-    rows = expected.abs().amax(1).clamp_min(1e-12 * expected.abs().max() + 1e-300)
-    scale = rows.sqrt()
-    return ((value - expected).abs() / (scale[:, None] * scale)).max().item()
+
+    rounds: int
+    seconds: float
+    first: float = FIRST_SECONDS
+    compiling: float = math.inf
 
 
 def measure(
-    problem: Problem,
-    size: int,
+    case: Case,
+    expected: Whole | Sample | None,
     peers: list[Peer],
+    limits: Limits,
     *,
-    rounds: int,
-    budget: float,
-    dtype: torch.dtype,
-    device: str,
+    peaks: bool = False,
     tell: Callable[[str], None] = lambda _: None,
 ) -> list[Result]:
     """Times the peers on one case; those that disagree or refuse come back with the reason.
 
     Args:
-        problem: the family.
-        size: N, one of its sizes.
+        case: what they compute the Hessian of.
+        expected: what they are held against; not needed by floors.
         peers: who takes part.
-        rounds: samples wanted from each peer; slow ones give fewer.
-        budget: seconds that one peer may take over all rounds, once it has given three samples.
-        dtype: of the inputs.
-        device: of the inputs.
+        limits: how long they may take.
+        peaks: read the peak memory of a call off the device's allocator.
         tell: hears what is going on, for a progress bar.
 
     Returns:
         One result per peer, in order.
     """
-    case = problem.make(size, dtype, device)
-    tell("reference")
-    expected = reference(problem, size, device) if any(p.kind != "floor" for p in peers) else None
     results, ready = {}, {}
     for peer in peers:
         tell(peer.name)
-        result, prepared = agree(peer, case, expected)
+        result, prepared = _start(peer, case, expected, limits)
         results[peer.name] = result
         if prepared is not None:
-            size_sample(prepared, result, peer.compiles)
-            ready[peer.name] = prepared
-    interleave(ready, results, rounds, budget, tell)
+            with _refused(result):
+                if peaks:
+                    _read_peak(prepared, result, peer.compiles)
+                size_sample(prepared, result, peer.compiles)
+                ready[peer.name] = prepared
+        if result.refusal:
+            release()
+    interleave(ready, results, limits, tell)
     return list(results.values())
 
 
-def agree(peer: Peer, case: Case, expected: Tensor | None) -> tuple[Result, Ready | None]:
+def _start(
+    peer: Peer, case: Case, expected: Whole | Sample | None, limits: Limits
+) -> tuple[Result, Ready | None]:
+    """:func:`agree`, while there is time for compiling if that is what the peer does."""
+    if peer.kind != "compiled":
+        return agree(peer, case, expected, limits.first)
+    if limits.compiling < ENOUGH_SECONDS:
+        return Result(peer.name, refusal="the run's time for compiling is spent"), None
+    start = time.perf_counter()
+    try:
+        return agree(peer, case, expected, min(FIRST_SECONDS, limits.compiling / 2))
+    finally:
+        limits.compiling -= time.perf_counter() - start
+
+
+def _read_peak(prepared: Ready, result: Result, compiles: bool) -> None:
+    """Of one more call, where that does not take the time of the others."""
+    if prepared.held is None:
+        result.note = f"{result.note} no peak memory: not in torch's allocator".strip()
+    elif result.first > ONCE_SECONDS and not compiles:
+        result.note = f"{result.note} no peak memory: over {ONCE_SECONDS:g} s a call".strip()
+    else:
+        result.peak = prepared.held + peak(prepared.call)[0]
+
+
+def agree(
+    peer: Peer, case: Case, expected: Whole | Sample | None, first: float = FIRST_SECONDS
+) -> tuple[Result, Ready | None]:
     """:func:`admit` with the whole Hessian as what is computed."""
-    return admit(peer, case, lambda value: disagreement(flatten(value, case.inputs), expected))
+    return admit(peer, case, lambda value: expected.error(flatten(value, case.inputs)), first)
 
 
-def admit(peer: Peer, case: Case, error_of: Callable[[Any], float]) -> tuple[Result, Ready | None]:
+def admit(
+    peer: Peer, case: Case, error_of: Callable[[Any], float], first: float = FIRST_SECONDS
+) -> tuple[Result, Ready | None]:
     """Prepares and calls a peer once; nothing is ready to be timed unless its values agree.
 
     Args:
         peer: who takes part; a floor is not held against anything.
         case: what it is prepared for.
         error_of: the scaled error of what the peer's call returns.
+        first: seconds for preparing and the first call.
 
     Returns:
         The result so far, and what can be called; `None` if the result says why it cannot.
     """
     result = Result(peer.name)
     try:
-        prepared, value = _first_call(peer, case, result)
+        prepared, value = _first_call(peer, case, result, first)
         if peer.kind != "floor":
             _compare(value, case, error_of, result)
-        result.note, result.chunk_bytes = prepared.describe(), prepared.chunk_bytes()
-        result.answers = prepared.answers
+        _describe(prepared, result)
     except Refusal as refusal:
         result.refusal = str(refusal)
         return result, None
     return result, prepared
 
 
-def _first_call(peer: Peer, case: Case, result: Result) -> tuple[Ready, Any]:
+def _first_call(peer: Peer, case: Case, result: Result, limit: float) -> tuple[Ready, Any]:
     start = time.perf_counter()
     try:
-        with _alarm(FIRST_SECONDS):
+        with _alarm(limit):
             prepared = peer.prepare(case)
             start = start if peer.compiles else time.perf_counter()
             value = prepared.call()
-            _wait(case)
+            synchronize()
     except Refusal:
         raise
     except _Expired:
-        raise Refusal(f"no result within {FIRST_SECONDS:.0f} s") from None
+        raise Refusal(f"no result within {limit:.0f} s") from None
     except Exception as error:  # a peer may fail in any way; the run goes on
         raise Refusal(brief(error)) from error
     result.first = time.perf_counter() - start
     return prepared, value
 
 
+def _describe(prepared: Ready, result: Result) -> None:
+    result.answers = prepared.answers
+    try:
+        result.note, result.chunk_bytes = prepared.describe(), prepared.chunk_bytes()
+    except Exception as error:  # a report may need more memory than a call; the time counts
+        result.note = f"no report: {brief(error)}"
+
+
 def _compare(value: Any, case: Case, error_of: Callable[[Any], float], result: Result) -> None:
     try:
         result.error = error_of(value)
+    except torch.OutOfMemoryError as error:
+        raise Refusal("no memory left to compare its values") from error
     except Exception as error:
         result.wrong = True
         raise Refusal(f"wrong shape: {brief(error)}") from error
@@ -194,8 +233,7 @@ def size_sample(prepared: Ready, result: Result, compiles: bool) -> None:
 def interleave(
     ready: dict[str, Ready],
     results: dict[str, Result],
-    rounds: int,
-    budget: float,
+    limits: Limits,
     tell: Callable[[str], None],
 ) -> None:
     """Rounds in which every peer that is ready gives one sample to its result."""
@@ -205,40 +243,41 @@ def interleave(
     gc.collect()
     gc.disable()
     try:
-        for turn in range(rounds):
-            tell(f"round {turn + 1} of {rounds}")
+        for turn in range(limits.rounds):
+            tell(f"round {turn + 1} of {limits.rounds}")
             shuffle(order)
             for name in order:
                 # Slow peers sit rounds out evenly: their share grows with the turn.
-                if turn >= 3 and spent[name] > budget * (turn + 1) / rounds:
+                if turn >= 3 and spent[name] > limits.seconds * (turn + 1) / limits.rounds:
                     continue
                 call, result = ready[name].call, results[name]
                 start = time.perf_counter()
-                if not result.samples or result.samples[-1] < LONG_SECONDS:
-                    _time(call, result.calls)
-                result.samples.append(_time(call, result.calls))
+                with _refused(result):
+                    if not result.samples or result.samples[-1] < LONG_SECONDS:
+                        _time(call, result.calls)
+                    result.samples.append(_time(call, result.calls))
                 spent[name] += time.perf_counter() - start
+            order = [name for name in order if not results[name].refusal]
     finally:
         gc.enable()
 
 
+@contextmanager
+def _refused(result: Result) -> Iterator[None]:
+    """A peer that ran once may fail later, for want of memory say: then it has no time."""
+    try:
+        yield
+    except Exception as error:  # as in its first call
+        result.refusal, result.samples = brief(error), []
+
+
 def _time(call: Callable[[], Any], calls: int) -> float:
-    _synchronize()
+    synchronize()
     start = time.perf_counter()
     for _ in range(calls):
         call()
-    _synchronize()
+    synchronize()
     return (time.perf_counter() - start) / calls
-
-
-def _synchronize() -> None:
-    if torch.cuda.is_initialized():
-        torch.cuda.synchronize()
-
-
-def _wait(case: Case) -> None:
-    if case.inputs[0].is_cuda:
-        torch.cuda.synchronize()
 
 
 def brief(error: BaseException) -> str:

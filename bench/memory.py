@@ -1,10 +1,10 @@
-"""Peak memory of one call, in a process of its own.
+"""Peak memory of one call on the CPU, in a process of its own.
 
 The child is forked from a server that has torch imported and has computed nothing. It warms the
 peer on the problem's smallest size, gives freed memory back, resets the kernel's high-water mark of
 its resident set, makes one call at the size in question and reads the mark. What a peer keeps for
 later calls counts, so the call is its first at that size; compilers make one before, or else their
-own memory would be what is measured. On CUDA the caching allocator's peak is read instead.
+own memory would be what is measured.
 """
 
 from __future__ import annotations
@@ -26,9 +26,7 @@ from bench.problems import PROBLEMS
 LIMIT_SECONDS = 120
 
 
-def peak(
-    problem: str, size: int, peer: str, *, dtype: torch.dtype, device: str, threads: int
-) -> int:
+def peak(problem: str, size: int, peer: str, *, dtype: torch.dtype, threads: int) -> int:
     """Peak bytes of one call of `peer` beyond its inputs, its output included.
 
     Raises:
@@ -37,7 +35,7 @@ def peak(
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["bench.memory"])
     here, there = context.Pipe(duplex=False)
-    job = (there, problem, size, peer, dtype, device, threads)
+    job = (there, problem, size, peer, dtype, threads)
     child = context.Process(target=_child, args=job, daemon=True)
     child.start()
     there.close()
@@ -62,37 +60,28 @@ def _child(
     size: int,
     peer: str,
     dtype: torch.dtype,
-    device: str,
     threads: int,
 ) -> None:
     torch.set_num_threads(threads)
     try:
-        answer.send(_measure(problem, size, peer, dtype, device))
+        answer.send(_measure(problem, size, peer, dtype))
     except Exception as error:  # whatever it is, the parent prints it
         answer.send(str(error) if isinstance(error, Refusal) else brief(error))
 
 
-def _measure(problem: str, size: int, peer: str, dtype: torch.dtype, device: str) -> int:
+def _measure(problem: str, size: int, peer: str, dtype: torch.dtype) -> int:
     family, way = PROBLEMS[problem], PEERS[peer]
     if not way.compiles:
-        way.prepare(family.make(family.sizes[0], dtype, device)).call()
-    call = way.prepare(family.make(size, dtype, device)).call
+        way.prepare(family.make(family.sizes[0], dtype, "cpu")).call()
+    call = way.prepare(family.make(size, dtype, "cpu")).call
     if way.compiles:
         call()
     gc.collect()
-    if device == "cuda":
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        result = call()
-        torch.cuda.synchronize()
-        after = torch.cuda.max_memory_allocated()
-    else:
-        _give_back()
-        Path("/proc/self/clear_refs").write_text("5")
-        before = _status("VmRSS")
-        result = call()
-        after = _status("VmHWM")
+    _give_back()
+    Path("/proc/self/clear_refs").write_text("5")
+    before = _status("VmRSS")
+    result = call()
+    after = _status("VmHWM")
     del result
     return after - before
 

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -17,7 +18,9 @@ from torch.autograd.functional import hessian as functional_hessian
 from torch.func import hessian as func_hessian
 from torch.func import jacrev
 
+from bench.captured import capture
 from bench.case import Case, array
+from bench.device import peak, release, synchronize
 
 CHUNKS = (64, 256)
 
@@ -35,12 +38,14 @@ class Ready:
         describe: a remark for the report.
         chunk_bytes: what the engine says it holds at its widest point beside the output.
         answers: how many answers one call gives: K products at once, or one row of N.
+        held: bytes on the device that are kept between calls; `None` where torch does not know.
     """
 
     call: Callable[[], Any]
     describe: Callable[[], str] = str
     chunk_bytes: Callable[[], int] = int
     answers: float = 1
+    held: int | None = 0
 
 
 @dataclass(frozen=True)
@@ -49,29 +54,31 @@ class Peer:
 
     Attributes:
         name: as in the table and in `--peers`.
-        kind: `ours`, `stock` (eager PyTorch), `compiled`, `hand` or `floor` (not a Hessian at all:
-            one gradient, one write).
+        kind: `ours`, `stock` (eager PyTorch), `compiled`, `captured` (a CUDA graph), `hand` or
+            `floor` (not a Hessian at all: one gradient, one write).
         prepare: makes the call for a case, or raises `Refusal`.
         summary: one line for the legend.
+        compiles: the first call compiles or records, so that only later calls count.
     """
 
     name: str
     kind: str
     prepare: Callable[[Case], Ready]
     summary: str
-
-    @property
-    def compiles(self) -> bool:
-        """True if the first call compiles, so that only later calls count."""
-        return self.kind == "compiled"
+    compiles: bool = False
 
 
-def _hesse(case: Case) -> Ready:
+def _ours() -> ModuleType:
     try:
         import hesse
     except ImportError as error:
         raise Refusal(f"not importable: {error}") from error
     hesse.fallback("error")
+    return hesse
+
+
+def _hesse(case: Case) -> Ready:
+    hesse = _ours()
 
     @cache
     def report() -> Any:
@@ -87,6 +94,20 @@ def _hesse(case: Case) -> Ready:
     )
 
 
+def _hesse_compile(case: Case) -> Ready:
+    hesse = _ours()
+    if not hasattr(hesse, "compile"):
+        raise Refusal(f"hesse {hesse.__version__} has no compile")
+
+    def record() -> Callable[..., Any]:
+        run = hesse.compile(case.func, case.args)
+        run(*case.inputs)
+        return run
+
+    held, run = peak(record)
+    return Ready(partial(run, *case.inputs), held=held)
+
+
 def _functional(case: Case, **flags: Any) -> Ready:
     return Ready(partial(functional_hessian, case.func, case.args, **flags))
 
@@ -96,7 +117,7 @@ def _argnums(case: Case) -> int | tuple[int, ...]:
 
 
 def _torch_func(case: Case) -> Ready:
-    return Ready(partial(func_hessian(case.func, _argnums(case)), *case.inputs))
+    return Ready(partial(_forward_over_reverse(case), *case.inputs))
 
 
 def _rev_rev(case: Case) -> Ready:
@@ -113,20 +134,52 @@ def _rev_rev(case: Case) -> Ready:
 
 
 def fastest(calls: dict[str, Callable[[], Any]]) -> str:
-    """The name of the call that takes the least time, each called once before."""
+    """The name of the call that takes the least time, each called once before.
+
+    A call that does not fit into memory is left out; if none does, the last one's error is raised.
+    """
     seconds = {}
     for name, call in calls.items():
-        call()
+        try:
+            call()
+        except torch.OutOfMemoryError:
+            if name == list(calls)[-1] and not seconds:
+                raise
+            release()
+            continue
+        synchronize()
         start = time.perf_counter()
         call()
+        synchronize()
         seconds[name] = time.perf_counter() - start
     return min(seconds, key=seconds.__getitem__)
 
 
-def _compile(case: Case) -> Ready:
+def _forward_over_reverse(case: Case) -> Callable[..., Any]:
+    return func_hessian(case.func, _argnums(case))
+
+
+def _reverse_over_reverse(case: Case) -> Callable[..., Any]:
+    argnums = _argnums(case)
+    return jacrev(jacrev(case.func, argnums), argnums)
+
+
+def _compile(case: Case, route: Callable[[Case], Callable[..., Any]]) -> Ready:
     torch._dynamo.reset()
-    whole = torch.compile(func_hessian(case.func, _argnums(case)), fullgraph=True, dynamic=False)
+    whole = torch.compile(route(case), fullgraph=True, dynamic=False)
     return Ready(partial(whole, *case.inputs))
+
+
+def _captured(case: Case, compiled: bool = False) -> Ready:
+    if not case.inputs[0].is_cuda:
+        raise Refusal("not applicable: CUDA graphs are of a GPU")
+    whole = _forward_over_reverse(case)
+    if compiled:
+        torch._dynamo.reset()
+        whole = torch.compile(whole, fullgraph=True, dynamic=False)
+        whole(*case.inputs)
+    held, replay = peak(lambda: capture(whole, case.inputs))
+    return Ready(partial(replay, *case.inputs), held=held)
 
 
 def _jax(case: Case) -> Ready:
@@ -140,9 +193,10 @@ def _jax(case: Case) -> Ready:
     if jax.default_backend() != {"cuda": "gpu"}.get(device, device):
         raise Refusal(f"JAX has no {device} backend here")
     jax.config.update("jax_enable_x64", case.inputs[0].dtype == torch.float64)
+    jax.config.update("jax_default_matmul_precision", "highest")
     run = jax.jit(jax.hessian(case.jax(jax), _argnums(case)))
     inputs = [array(jax, x) for x in case.inputs]
-    return Ready(lambda: jax.block_until_ready(run(*inputs)))
+    return Ready(lambda: jax.block_until_ready(run(*inputs)), held=None)
 
 
 def _hand(case: Case) -> Ready:
@@ -163,6 +217,9 @@ def _write(case: Case) -> Ready:
 
 _PEERS = (
     Peer("hesse", "ours", _hesse, "hesse.hessian"),
+    Peer(
+        "hesse.compile", "ours", _hesse_compile, "hesse.compile, calls of the result", compiles=True
+    ),
     Peer("loop", "stock", _functional, "torch.autograd.functional.hessian"),
     Peer("vectorize", "stock", partial(_functional, vectorize=True), "... vectorize=True"),
     Peer(
@@ -173,8 +230,35 @@ _PEERS = (
     ),
     Peer("torch.func", "stock", _torch_func, "torch.func.hessian"),
     Peer("rev-rev", "stock", _rev_rev, "jacrev(jacrev) at its best chunk_size of None, 64, 256"),
-    Peer("compile", "compiled", _compile, "torch.compile(torch.func.hessian), later calls"),
-    Peer("jax", "compiled", _jax, "jax.jit(jax.hessian), later calls"),
+    Peer(
+        "compile",
+        "compiled",
+        partial(_compile, route=_forward_over_reverse),
+        "torch.compile(torch.func.hessian), later calls",
+        compiles=True,
+    ),
+    Peer(
+        "compile-rev",
+        "compiled",
+        partial(_compile, route=_reverse_over_reverse),
+        "torch.compile(jacrev(jacrev)), later calls",
+        compiles=True,
+    ),
+    Peer(
+        "captured",
+        "captured",
+        _captured,
+        "torch.func.hessian in a CUDA graph, copy in, replay, copy out",
+        compiles=True,
+    ),
+    Peer(
+        "compile-captured",
+        "compiled",
+        partial(_captured, compiled=True),
+        "torch.compile(torch.func.hessian) in a CUDA graph",
+        compiles=True,
+    ),
+    Peer("jax", "compiled", _jax, "jax.jit(jax.hessian), later calls", compiles=True),
     Peer("hand", "hand", _hand, "closed form in eager PyTorch"),
     Peer("gradient", "floor", _gradient, "one gradient"),
     Peer("write", "floor", _write, "filling N x N"),

@@ -20,7 +20,7 @@ from rich.table import Table
 import hesse
 from bench import report
 from bench.command import limited_to, positive
-from bench.measure import Result, admit, interleave, size_sample
+from bench.measure import Limits, Result, admit, interleave, size_sample
 from bench.peers import Peer
 from bench.questions import QUESTIONS
 from bench.questions.question import Question, deviation, seconds
@@ -70,7 +70,7 @@ def answer(
         if prepared is not None:
             size_sample(prepared, result, compiles=False)
             ready[way.name] = prepared
-    interleave(ready, results, rounds, budget, tell)
+    interleave(ready, results, Limits(rounds, budget), tell)
     return Answer(question, name, results, neighbours.share())
 
 

@@ -13,14 +13,24 @@ from rich.text import Text
 
 from bench.measure import Result
 from bench.peers import PEERS
+from bench.roofline import Floor
 from bench.run import Row, Run, title
 from bench.targets import Verdict, verdicts
 
 BUSY = 0.05  # neighbours that take more than this share of the machine are mentioned
-STYLES = {"ours": "bold green", "hand": "cyan", "compiled": "yellow", "floor": "dim"}
+STYLES = {
+    "ours": "bold green",
+    "hand": "cyan",
+    "compiled": "yellow",
+    "captured": "yellow",
+    "floor": "dim",
+}
 RATIOS = (
     ("stock / hesse", None),
+    ("hesse.compile / hesse", "hesse.compile"),
     ("compile / hesse", "compile"),
+    ("compile-rev / hesse", "compile-rev"),
+    ("captured / hesse", "captured"),
     ("jax / hesse", "jax"),
     ("hand / hesse", "hand"),
     ("gradient / hesse", "gradient"),
@@ -29,13 +39,18 @@ RATIOS = (
 
 def show(run: Run, console: Console) -> None:
     """Prints times, memory and the targets."""
-    console.print(" · ".join(f"{k} {v}" for k, v in run.settings.items()), style="dim")
+    said = run.settings | run.measured_rates()
+    console.print(" · ".join(f"{k} {v}" for k, v in said.items()), style="dim")
     for name, rows in run.by_problem().items():
         console.print(times(name, rows))
         console.print(_notes(rows), style="dim", highlight=False)
     if any(r.peak is not None for row in run.rows for r in row.results.values()):
         console.print(memory(run))
+    if run.rates and run.rows:
+        console.print(floors(run))
     console.print(targets(verdicts(run)))
+    if run.missed:
+        console.print(f"Not measured: {', '.join(run.missed)}", style="yellow")
     busy = [f"{r.problem} {r.size} ({r.busy:.0%})" for r in run.rows if r.busy > BUSY]
     if busy:
         console.print(f"Other processes were busy during: {', '.join(busy)}", style="yellow")
@@ -69,6 +84,32 @@ def memory(run: Run) -> Table:
     return table
 
 
+FLOORS = ("case", "MB", "GFLOP", "floor, ms", "bound by", "hesse / floor", "hesse.compile / floor")
+
+
+def floors(run: Run) -> Table:
+    """What each case must move and do, the time for that at the measured rates, and ours."""
+    table = Table(title="Floors: bytes and FLOPs at the measured rates", title_justify="left")
+    for i, column in enumerate(FLOORS):
+        table.add_column(column, justify="right" if i else "left")
+    for row in run.rows:
+        at = row.floor(run.rates)
+        table.add_row(f"{row.problem} {row.size}", *floor_cells(at), *over_floor(row, at))
+    return table
+
+
+def floor_cells(at: Floor) -> tuple[str, ...]:
+    """Bytes, FLOPs, time and what bounds it."""
+    moved, done = f"{at.bytes / 1e6:.3g}", f"{at.flops / 1e9:.3g}"
+    return moved, done, f"{1e3 * at.seconds:.3g}", at.bound
+
+
+def over_floor(row: Row, at: Floor) -> list[str]:
+    """The times of ours in floors."""
+    timed = [row.timed(peer) for peer in ("hesse", "hesse.compile")]
+    return [f"{r.median / at.seconds:.3g}x" if r else "-" for r in timed]
+
+
 def targets(lines: list[Verdict]) -> Table:
     """Every stated target: reached, or missed by how much."""
     table = Table(title="Targets", title_justify="left")
@@ -81,9 +122,12 @@ def targets(lines: list[Verdict]) -> Table:
 
 
 def write_json(run: Run, path: Path) -> None:
-    """One line for the settings, one for each case and peer, one for each target."""
-    lines: list[dict[str, Any]] = [{"line": "run", **run.settings}]
+    """A line for the settings and rates, for each case and peer, each floor and each target."""
+    said = run.settings | run.measured_rates() | {"not_measured": run.missed}
+    lines: list[dict[str, Any]] = [{"line": "run", **said}]
     for row in run.rows:
+        if at := row.floor(run.rates):
+            lines.append({"line": "floor", "problem": row.problem, "n": row.size} | placed(at))
         for r in row.results.values():
             where = {"line": "result", "problem": row.problem, "n": row.size}
             lines.append(where | measured(r) | {"others_busy": round(row.busy, 3)})
@@ -105,6 +149,18 @@ def measured(r: Result) -> dict[str, Any]:
         "peak_bytes": r.peak,
         "note": r.note or None,
         "refusal": r.refusal or None,
+    }
+
+
+def placed(at: Floor) -> dict[str, Any]:
+    """A floor as a part of a line."""
+    return {
+        "bytes": at.bytes,
+        "flops": at.flops,
+        "bytes_s": at.bytes_seconds,
+        "flops_s": at.flops_seconds,
+        "floor_s": at.seconds,
+        "bound_by": at.bound,
     }
 
 
@@ -132,7 +188,7 @@ def plot(run: Run, path: Path) -> None:
     figure, axes = plt.subplots(
         lines, columns, figsize=(4.2 * columns, 3.4 * lines + 0.8), squeeze=False
     )
-    palette = dict(zip(PEERS, ("black", *plt.get_cmap("tab10").colors), strict=True))
+    palette = dict(zip(PEERS, ("black", *plt.get_cmap("tab20").colors), strict=False))
     for axis, (name, rows) in zip(axes.flat, groups.items(), strict=False):
         for peer in rows[0].results:
             points = [(row.size, 1e3 * r.median) for row in rows if (r := row.timed(peer))]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import statistics
 import sys
 from dataclasses import dataclass, field
 from importlib import metadata
@@ -12,9 +13,12 @@ from typing import Any
 
 import torch
 
+from bench.device import Rates, facts
 from bench.measure import Result
 from bench.peers import PEERS
 from bench.problems import PROBLEMS
+from bench.roofline import Floor, floor
+from bench.work import Work
 
 
 @dataclass
@@ -24,17 +28,23 @@ class Row:
     problem: str
     size: int
     results: dict[str, Result]
-    element_bytes: int = 4
+    dtype: torch.dtype = torch.float32
     busy: float = 0.0  # share of the machine that other processes took meanwhile
+    work: Work = Work()
 
     def of_kind(self, kind: str) -> list[Result]:
         """The timed results of peers of one kind, fastest first."""
         timed = [r for r in self.results.values() if PEERS[r.peer].kind == kind and r.samples]
         return sorted(timed, key=lambda r: r.median)
 
+    def best(self, *kinds: str) -> Result | None:
+        """The fastest peer of some kinds."""
+        timed = [r for kind in kinds for r in self.of_kind(kind)]
+        return min(timed, key=lambda r: r.median, default=None)
+
     def best_stock(self) -> Result | None:
         """The fastest eager stock route that agrees."""
-        return next(iter(self.of_kind("stock")), None)
+        return self.best("stock")
 
     def timed(self, peer: str) -> Result | None:
         """A peer's result, if it was timed."""
@@ -49,15 +59,28 @@ class Row:
     @property
     def output_bytes(self) -> int:
         """Bytes of the Hessian itself."""
-        return self.size * self.size * self.element_bytes
+        return self.size * self.size * self.dtype.itemsize
+
+    def floor(self, rates: Rates | None) -> Floor | None:
+        """The least time for the case at these rates, if they are known."""
+        return floor(self.work, self.size, self.dtype, rates) if rates else None
 
 
 @dataclass
 class Run:
-    """Settings and rows."""
+    """Settings, the machine's rates and rows.
+
+    Attributes:
+        settings: what a reader needs to place the numbers.
+        rates: what the machine was seen to do, if that was measured.
+        rows: one per case.
+        missed: the cases that were not measured, with the reason.
+    """
 
     settings: dict[str, Any]
+    rates: Rates | None = None
     rows: list[Row] = field(default_factory=list)
+    missed: list[str] = field(default_factory=list)
 
     def by_problem(self) -> dict[str, list[Row]]:
         """Rows grouped by problem, in order of measurement."""
@@ -68,6 +91,19 @@ class Run:
         """The row of one case, if it was measured."""
         return next((r for r in self.rows if (r.problem, r.size) == (problem, size)), None)
 
+    def measured_rates(self) -> dict[str, float]:
+        """The rates by name: of a copy in GB/s, of products in GFLOP/s."""
+        if self.rates is None:
+            return {}
+        flops = {str(d).removeprefix("torch."): rate for d, rate in self.rates.flops.items()}
+        named = {f"product_{name}_gflops": round(rate / 1e9, 1) for name, rate in flops.items()}
+        return {"copy_gbytes": round(self.rates.bytes / 1e9, 1)} | named
+
+
+def geometric_mean(ratios: list[float]) -> float | None:
+    """`None` of no ratios."""
+    return statistics.geometric_mean(ratios) if ratios else None
+
 
 def settings(dtype: torch.dtype, device: str, threads: int, rounds: int) -> dict[str, Any]:
     """What a reader needs to place the numbers: versions, processor, threads, dtype."""
@@ -76,7 +112,7 @@ def settings(dtype: torch.dtype, device: str, threads: int, rounds: int) -> dict
         "torch": torch.__version__,
         "jax": _version("jax"),
         "hesse": _hesse_version(),
-        "processor": _processor(device),
+        **facts(device),
         "system": sys.platform,
         "device": device,
         "dtype": str(dtype).removeprefix("torch."),
@@ -127,13 +163,3 @@ def _version(package: str) -> str | None:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
-
-
-def _processor(device: str) -> str:
-    if device == "cuda":
-        return torch.cuda.get_device_name()
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((x.split(":")[1].strip() for x in lines if x.startswith("model name")), "unknown")

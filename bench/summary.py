@@ -1,11 +1,13 @@
-"""A run as one Markdown table: what a README or a page of notes shows."""
+"""A run as Markdown: a table of times, the machine's rates, the targets."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from bench.problems import PROBLEMS
+from bench.report import floor_cells, over_floor
 from bench.run import Row, Run
+from bench.targets import verdicts
 
 COLUMNS = (
     "problem",
@@ -17,22 +19,33 @@ COLUMNS = (
     "jax / hesse",
     "hand / hesse",
     "peak / output",
+    "hesse.compile, ms",
+    "captured / hesse",
+    "floor, ms",
+    "bound by",
+    "hesse / floor",
 )
 
 
 def write(run: Run, path: Path) -> None:
-    """Writes the smallest and the largest size of each problem, and the settings under them."""
+    """Writes the smallest and the largest size of each problem, settings and rates, and targets."""
     lines = ["| " + " | ".join(COLUMNS) + " |", "|---" * len(COLUMNS) + "|"]
     for name, rows in run.by_problem().items():
         for row in rows[:: max(1, len(rows) - 1)]:
-            lines.append("| " + " | ".join(_cells(PROBLEMS[name].summary, row)) + " |")
-    settings = ", ".join(f"{k} {v}" for k, v in run.settings.items() if v is not None)
-    path.write_text("\n".join([*lines, "", settings, ""]))
+            lines.append("| " + " | ".join(_cells(PROBLEMS[name].summary, row, run)) + " |")
+    said = run.settings | run.measured_rates()
+    lines += ["", ", ".join(f"{k} {v}" for k, v in said.items() if v is not None), ""]
+    if run.missed:
+        lines += [f"Not measured: {', '.join(run.missed)}", ""]
+    lines += ["| case | asked | measured | outcome |", "|---|---|---|---|"]
+    lines += [f"| {v.case} | {v.claim} | {v.measured} | {v.outcome} |" for v in verdicts(run)]
+    path.write_text("\n".join([*lines, ""]))
 
 
-def _cells(title: str, row: Row) -> list[str]:
-    ours, stock = row.timed("hesse"), row.best_stock()
+def _cells(title: str, row: Row, run: Run) -> list[str]:
+    ours, stock, compiled = row.timed("hesse"), row.best_stock(), row.timed("hesse.compile")
     peak = ours.peak if ours else None
+    at = row.floor(run.rates)
     return [
         title,
         f"{row.size:,}",
@@ -40,6 +53,9 @@ def _cells(title: str, row: Row) -> list[str]:
         f"{_ms(stock.median)} ({stock.peer})" if stock else "-",
         *(_ratio(row.ratio(peer)) for peer in (None, "compile", "jax", "hand")),
         "-" if peak is None else f"{peak / row.output_bytes:.2g}",
+        _ms(compiled.median) if compiled else "-",
+        _ratio(row.ratio("captured")),
+        *((*floor_cells(at)[2:], over_floor(row, at)[0]) if at else "---"),
     ]
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from bench.case import Case, Draw, Problem
+from bench.work import Product, Work
 
 TAU = 2 * math.pi
 
@@ -52,7 +53,17 @@ def twin(jax: ModuleType) -> Any:
 
 def make(size: int, dtype: torch.dtype, device: str) -> Case:
     """`size` variables away from the cusp at the origin."""
-    return Case(func, (Draw(dtype, device).normal(size),), hand, twin)
+    outer = Product(size, 2, size, symmetric=True)
+    x = Draw(dtype, device).normal(size)
+    return Case(func, (x,), hand, twin, Work(products=(outer,)))
 
 
-PROBLEM = Problem("ackley", "Ackley function", (4, 16, 64, 1024), (4, 1024), make, structured=True)
+PROBLEM = Problem(
+    "ackley",
+    "Ackley function",
+    sizes=(4, 16, 64, 1024),
+    quick=(4, 1024),
+    gpu_sizes=(64, 1024, 16384),
+    make=make,
+    structured=True,
+)

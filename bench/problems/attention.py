@@ -10,8 +10,19 @@ import torch
 from torch import Tensor
 
 from bench.case import Case, Draw, Problem, array
+from bench.work import Product, Work
 
-SHAPES = {4: (2, 2), 16: (4, 4), 256: (16, 16), 1024: (32, 32)}  # N: (tokens T, width d)
+# N: (tokens T, width d)
+SHAPES = {4: (2, 2), 16: (4, 4), 256: (16, 16), 1024: (32, 32), 8192: (128, 64)}
+
+
+def work(tokens: int, width: int) -> Work:
+    """The widest product of `2 J' J`, `sum_t A_tr A_ts p_t p_t'` for pairs r <= s, `p = P' x_t`.
+
+    It couples every pair of tokens through the scores, and both its factors are symmetric.
+    """
+    pairs, squares = tokens * (tokens + 1) // 2, width * (width + 1) // 2
+    return Work(4 * width * width, (Product(pairs, tokens, squares),))
 
 
 def make(size: int, dtype: torch.dtype, device: str) -> Case:
@@ -35,7 +46,14 @@ def make(size: int, dtype: torch.dtype, device: str) -> Case:
 
         return loss
 
-    return Case(func, (x,), None, twin)
+    return Case(func, (x,), None, twin, work(tokens, width))
 
 
-PROBLEM = Problem("attention", "attention block", tuple(SHAPES), (4, 256), make)
+PROBLEM = Problem(
+    "attention",
+    "attention block",
+    sizes=(4, 16, 256, 1024),
+    quick=(4, 256),
+    gpu_sizes=(16, 1024, 8192),
+    make=make,
+)

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bench.case import Case, Draw, Problem, array
+from bench.work import Product, Work
 
 BATCH, SIDE = 32, 8
 
@@ -28,7 +29,14 @@ SHAPES = {
     8: Shape(1, 1, 1, 1, 2),
     105: Shape(2, 3, 3, 1, 7),
     562: Shape(4, 6, 3, 2, 12),
+    6090: Shape(16, 32, 3, 2, 10),
 }
+
+
+def work(size: int, classes: int) -> Work:
+    """The Gauss-Newton part, `J' C J` with `C` of rank `classes - 1` in each image."""
+    images = BATCH * SIDE * SIDE
+    return Work(images, (Product(size, BATCH * (classes - 1), size, symmetric=True),))
 
 
 def make(size: int, dtype: torch.dtype, device: str) -> Case:
@@ -68,7 +76,14 @@ def make(size: int, dtype: torch.dtype, device: str) -> Case:
 
         return loss
 
-    return Case(func, inputs, None, twin)
+    return Case(func, inputs, None, twin, work(size, classes))
 
 
-PROBLEM = Problem("cnn", "small CNN, parameters", tuple(SHAPES), (8, 105), make)
+PROBLEM = Problem(
+    "cnn",
+    "small CNN, parameters",
+    sizes=(8, 105, 562),
+    quick=(8, 105),
+    gpu_sizes=(105, 562, 6090),
+    make=make,
+)

@@ -19,7 +19,8 @@ def make(size: int, dtype: torch.dtype, device: str) -> Case:
     """`size / 3` atoms on a jittered cubic lattice close to the bond length."""
     n = size // 3
     side = next(s for s in range(1, n + 1) if s**3 >= n)
-    lattice = torch.cartesian_prod(*[torch.arange(side, dtype=torch.float64)] * 3)[:n].reshape(n, 3)
+    steps = torch.arange(side, dtype=torch.float64, device="cpu")
+    lattice = torch.cartesian_prod(*[steps] * 3)[:n].reshape(n, 3)
     jitter = Draw(torch.float64, "cpu").uniform(n, 3, low=-0.05, high=0.05)
     x = (1.12 * lattice + jitter).to(device, dtype)
     eye = torch.eye(n, dtype=dtype, device=device)
@@ -57,5 +58,11 @@ def make(size: int, dtype: torch.dtype, device: str) -> Case:
 
 
 PROBLEM = Problem(
-    "lennard_jones", "Lennard-Jones cluster", (6, 12, 63, 255, 510), (6, 255), make, structured=True
+    "lennard_jones",
+    "Lennard-Jones cluster",
+    sizes=(6, 12, 63, 255, 510),
+    quick=(6, 255),
+    gpu_sizes=(63, 510, 16383),
+    make=make,
+    structured=True,
 )

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bench.case import Case, Draw, Problem, array
+from bench.work import Product, Work
 
 SAMPLES_PER_WEIGHT = 2
 
@@ -38,7 +39,15 @@ def make(size: int, dtype: torch.dtype, device: str) -> Case:
 
         return loss
 
-    return Case(func, (weights,), hand, twin)
+    gram = Product(size, count, size, symmetric=True)
+    return Case(func, (weights,), hand, twin, Work(features.numel() + count, (gram,)))
 
 
-PROBLEM = Problem("logistic", "logistic regression", (4, 16, 256, 1024), (4, 256), make)
+PROBLEM = Problem(
+    "logistic",
+    "logistic regression",
+    sizes=(4, 16, 256, 1024),
+    quick=(4, 256),
+    gpu_sizes=(16, 1024, 8192),
+    make=make,
+)

@@ -14,9 +14,11 @@ import torch
 from torch import Tensor
 
 from bench.case import Case, Draw, Problem, array
+from bench.work import Product, Work
 
 SAMPLES = 512
-SHAPES = {8: (2, 2), 128: (8, 14), 544: (16, 32)}  # N = C (D + 2): (components C, dimensions D)
+# N = C (D + 2): (components C, dimensions D)
+SHAPES = {8: (2, 2), 128: (8, 14), 544: (16, 32), 8192: (128, 62)}
 
 
 def make(size: int, dtype: torch.dtype, device: str) -> Case:
@@ -72,7 +74,14 @@ def make(size: int, dtype: torch.dtype, device: str) -> Case:
 
         return loss
 
-    return Case(func, inputs, hand, twin)
+    work = Work(
+        data.numel(),
+        (
+            Product(size, SAMPLES, size, symmetric=True),
+            Product(dim + 2, SAMPLES, dim + 2, count=c, symmetric=True),
+        ),
+    )
+    return Case(func, inputs, hand, twin, work)
 
 
 def _by_input(full: Tensor, c: int, dim: int) -> Tensor:
@@ -87,4 +96,11 @@ def _by_input(full: Tensor, c: int, dim: int) -> Tensor:
     return hessian
 
 
-PROBLEM = Problem("mixture", "Gaussian mixture", tuple(SHAPES), (8, 128), make)
+PROBLEM = Problem(
+    "mixture",
+    "Gaussian mixture",
+    sizes=(8, 128, 544),
+    quick=(8, 128),
+    gpu_sizes=(8, 544, 8192),
+    make=make,
+)

@@ -13,9 +13,18 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bench.case import Case, Draw, Problem, array
+from bench.work import Product, Work
 
 HIDDEN = 64
-SHAPES = {4: (2, 2), 16: (4, 4), 256: (16, 16), 1024: (64, 16), 2048: (128, 16)}  # N: (B, F)
+# N: (batch, features)
+SHAPES = {
+    4: (2, 2),
+    16: (4, 4),
+    256: (16, 16),
+    1024: (64, 16),
+    2048: (128, 16),
+    16384: (1024, 16),
+}
 
 
 def make(size: int, dtype: torch.dtype, device: str) -> Case:
@@ -42,9 +51,22 @@ def make(size: int, dtype: torch.dtype, device: str) -> Case:
         v1, c1, v2, c2 = (array(jax, p) for p in (w1, b1, w2, b2))
         return lambda x: jax.numpy.sum(jax.numpy.tanh(x @ v1.T + c1) @ v2.T + c2)
 
-    return Case(func, (x,), hand, twin)
+    work = Work(
+        HIDDEN * (width + 2) + 1,
+        (
+            Product(batch, width, HIDDEN),
+            Product(width, HIDDEN, width, count=batch, symmetric=True),
+        ),
+    )
+    return Case(func, (x,), hand, twin, work)
 
 
 PROBLEM = Problem(
-    "mlp_inputs", "tanh MLP, per-sample inputs", tuple(SHAPES), (4, 1024), make, structured=True
+    "mlp_inputs",
+    "tanh MLP, per-sample inputs",
+    sizes=(4, 16, 256, 1024, 2048),
+    quick=(4, 1024),
+    gpu_sizes=(16, 2048, 16384),
+    make=make,
+    structured=True,
 )

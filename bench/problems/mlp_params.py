@@ -13,10 +13,18 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bench.case import Case, Draw, Problem, array
+from bench.work import Product, Work
 
 BATCH = 128
 # N = h (d + 2) + 1: (hidden h, features d)
-SHAPES = {5: (1, 2), 51: (5, 8), 433: (24, 16), 1633: (48, 32), 4993: (64, 76)}
+SHAPES = {
+    5: (1, 2),
+    51: (5, 8),
+    433: (24, 16),
+    1633: (48, 32),
+    4993: (64, 76),
+    8191: (63, 128),
+}
 
 
 def make(size: int, dtype: torch.dtype, device: str) -> Case:
@@ -79,7 +87,24 @@ def make(size: int, dtype: torch.dtype, device: str) -> Case:
 
         return loss
 
-    return Case(func, inputs, hand, twin)
+    work = Work(
+        features.numel() + BATCH,
+        (
+            Product(BATCH, d, h),
+            Product(BATCH, h, 1),
+            Product(size, BATCH, size, symmetric=True),
+            Product(h, BATCH, d, count=2),
+            Product(d, BATCH, d, count=h, symmetric=True),
+        ),
+    )
+    return Case(func, inputs, hand, twin, work)
 
 
-PROBLEM = Problem("mlp_params", "tanh MLP, parameters", tuple(SHAPES), (5, 433), make)
+PROBLEM = Problem(
+    "mlp_params",
+    "tanh MLP, parameters",
+    sizes=(5, 51, 433, 1633, 4993),
+    quick=(5, 433),
+    gpu_sizes=(51, 1633, 8191),
+    make=make,
+)

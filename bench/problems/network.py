@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from bench.case import Case, Draw, Problem, array
+from bench.work import Work
 
 
 def make(size: int, dtype: torch.dtype, device: str) -> Case:
@@ -50,9 +51,15 @@ def make(size: int, dtype: torch.dtype, device: str) -> Case:
 
         return energy
 
-    return Case(func, (x,), hand, twin)
+    return Case(func, (x,), hand, twin, Work(data=2 * i.numel()))
 
 
 PROBLEM = Problem(
-    "network", "elastic network", (6, 12, 63, 255, 1023), (6, 255), make, structured=True
+    "network",
+    "elastic network",
+    sizes=(6, 12, 63, 255, 1023),
+    quick=(6, 255),
+    gpu_sizes=(63, 1023, 16383),
+    make=make,
+    structured=True,
 )

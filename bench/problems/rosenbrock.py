@@ -42,5 +42,11 @@ def make(size: int, dtype: torch.dtype, device: str) -> Case:
 
 
 PROBLEM = Problem(
-    "rosenbrock", "Rosenbrock chain", (4, 16, 64, 1024, 2048), (4, 1024), make, structured=True
+    "rosenbrock",
+    "Rosenbrock chain",
+    sizes=(4, 16, 64, 1024, 2048),
+    quick=(4, 1024),
+    gpu_sizes=(64, 1024, 16384),
+    make=make,
+    structured=True,
 )

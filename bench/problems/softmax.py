@@ -10,9 +10,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bench.case import Case, Draw, Problem, array
+from bench.work import Product, Work
 
 SAMPLES = 1797
-SHAPES = {4: (2, 2), 15: (5, 3), 250: (25, 10), 650: (65, 10)}  # N: (features d, classes C)
+# N: (features d, classes C)
+SHAPES = {4: (2, 2), 15: (5, 3), 250: (25, 10), 650: (65, 10), 8192: (512, 16)}
 
 
 def make(size: int, dtype: torch.dtype, device: str) -> Case:
@@ -44,7 +46,22 @@ def make(size: int, dtype: torch.dtype, device: str) -> Case:
 
         return loss
 
-    return Case(func, (weights,), hand, twin)
+    work = Work(
+        features.numel() + count,
+        (
+            Product(count, d, c),
+            Product(size, count, size, symmetric=True),
+            Product(d, count, d, count=c, symmetric=True),
+        ),
+    )
+    return Case(func, (weights,), hand, twin, work)
 
 
-PROBLEM = Problem("softmax", "softmax regression", tuple(SHAPES), (4, 250), make)
+PROBLEM = Problem(
+    "softmax",
+    "softmax regression",
+    sizes=(4, 15, 250, 650),
+    quick=(4, 250),
+    gpu_sizes=(15, 650, 8192),
+    make=make,
+)
