@@ -1,6 +1,7 @@
 #include "ledger.h"
 
 #include <algorithm>
+#include <utility>
 
 namespace hesse {
 
@@ -16,8 +17,11 @@ Ledger& ledger() {
 }
 
 bool is_out_of_memory(const c10::Error& e) {
-  return dynamic_cast<const c10::OutOfMemoryError*>(&e) ||
-         std::string(e.what_without_backtrace()).find("DefaultCPUAllocator") != std::string::npos;
+  if (dynamic_cast<const c10::OutOfMemoryError*>(&e)) return true;
+  const std::string words = e.what_without_backtrace();
+  constexpr const char* signs[] = {"DefaultCPUAllocator", "CUDA error: out of memory", "STATUS_ALLOC_FAILED"};
+  return std::any_of(std::begin(signs), std::end(signs),
+                     [&words](const char* sign) { return words.find(sign) != std::string::npos; });
 }
 
 LedgerScope::LedgerScope(Ledger& l) : previous_(current) { current = &l; }
@@ -30,6 +34,9 @@ void Ledger::reserve(int64_t elements, int64_t element_size) {
   step_bytes += piece;
   const int64_t wanted = live_bytes + step_bytes;
   widest_bytes = std::max(widest_bytes, wanted);
+  if (budget_bytes > 0 && wanted > budget_bytes && room) {
+    budget_bytes = std::max(budget_bytes, wanted - piece + std::exchange(room, {})());
+  }
   if (budget_bytes > 0 && wanted > budget_bytes) throw ChunkTooLarge{wanted, budget_bytes};
 }
 

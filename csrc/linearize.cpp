@@ -10,7 +10,7 @@ namespace hesse {
 
 Tangent conform(Tangent t, const Slot& slot) {
   if (t.shape != slot.shape) t = sum_to(std::move(t), slot.shape);
-  return cast(std::move(t), slot.options.dtype().toScalarType());
+  return moved(cast(std::move(t), slot.options.dtype().toScalarType()), slot.options.device());
 }
 
 namespace {
