@@ -27,6 +27,7 @@ UNRECORDED = {
     "a GPU's GRU cell": "no meta kernel",
     "a GPU's bare": "no meta kernel, or one that wants biases",
     "batch_norm, aten's, updating, of images": "torch has no backend to select",
+    "cuDNN's grid_sample": "no meta kernel",
     "ctc_loss, lengths as tensors": "no meta kernel",
     "ctc_loss, one target after the other, lengths as tensors": "no meta kernel",
     "index, a condition": "how many places it picks depends on data",

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 import torch.nn.functional as F
+from drawing import generator
 from torch._C._profiler import _EventType
 from torch.autograd.functional import hessian as stock
 from torch.profiler import ProfilerActivity, profile
@@ -26,7 +27,7 @@ def randn(*shape):
 
 
 def constant(*shape):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=f64)
+    return torch.randn(shape, generator=generator(0), dtype=f64)
 
 
 # ---- what was allocated --------------------------------------------------------------------------
