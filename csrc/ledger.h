@@ -29,6 +29,21 @@ struct Ledger {
 
   // Call before an allocation of seed-sized memory; throws ChunkTooLarge when a limit does not allow it.
   void reserve(int64_t elements, int64_t element_size);
+  // Of memory that is no factor of a term.
+  void take(int64_t bytes);
+};
+
+// Memory within a verb, for as long as this lives. It counts when it is there already.
+class Passing {
+ public:
+  Passing() = default;
+  ~Passing();
+  Passing(const Passing&) = delete;
+  Passing& operator=(const Passing&) = delete;
+  void add(int64_t bytes);
+
+ private:
+  int64_t bytes_ = 0;
 };
 
 struct ChunkTooLarge {

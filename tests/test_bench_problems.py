@@ -12,6 +12,8 @@ from bench.case import Problem, flatten
 from bench.peers import PEERS
 from bench.problems import PROBLEMS
 
+pytestmark = pytest.mark.cpu
+
 TINY = [(name, size) for name, p in PROBLEMS.items() for size in p.sizes if size <= 16]
 SMALL = TINY + [(name, 128) for name in ("mixture",)] + [("mlp_params", 51), ("softmax", 250)]
 

@@ -7,7 +7,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-pytestmark = pytest.mark.ours
+pytestmark = [pytest.mark.ours, pytest.mark.cpu]
 
 LARGEST = 40_000  # elements of one pass
 SIZES = (1, 2, 3, 7, 8, 9, 16, 17, 33, 65, 130)
