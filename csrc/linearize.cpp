@@ -1,6 +1,7 @@
 #include "linearize.h"
 
 #include "ledger.h"
+#include "streams.h"
 
 #include <ATen/ATen.h>
 
@@ -119,6 +120,7 @@ Linearization linearize(std::vector<Tensor> outputs, std::vector<Tensor> inputs,
   const Recording recording(create_graph);
   Linearization lin;
   lin.graph = build_graph(outputs, inputs);
+  join_streams(lin.graph);
   lin.inputs = std::move(inputs);
   lin.outputs = std::move(outputs);
   lin.seeds = std::move(seeds);

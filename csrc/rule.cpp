@@ -1,6 +1,7 @@
 #include "rule.h"
 
 #include "scopes.h"
+#include "streams.h"
 
 #include <ATen/ATen.h>
 #include <torch/csrc/autograd/functions/tensor.h>
@@ -80,6 +81,7 @@ Tensor Local::unpack(const torch::autograd::SavedVariable& v) const {
     t = unpacked();
   }
   if (!t.defined()) return t;
+  keep_for_current_stream(t, *node);
   if (t.layout() != at::kStrided) throw SavedSparse(node->name() + " saved a sparse tensor");
   // What forward-mode AD saves where there is no tangent has no memory; the imaginary part of a conjugate is
   // a view whose memory has the other sign.

@@ -139,6 +139,22 @@ def test_work_is_queued_in_the_current_stream():
     torch.testing.assert_close(H, expected)
 
 
+def test_func_need_not_join_its_own_streams():
+    """As autograd's engine goes back to the stream of each op."""
+    side = torch.cuda.Stream()
+
+    def f(x):
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            torch.cuda._sleep(200_000_000)
+            return small_network(x * 1.5)
+
+    x = randn(12, 6)
+    expected = stock(lambda x: small_network(x * 1.5), x)
+    torch.cuda.synchronize()
+    torch.testing.assert_close(hesse.hessian(f, x), expected)
+
+
 # ---- devices -------------------------------------------------------------------------------------
 
 
