@@ -6,6 +6,7 @@
 #include <ATen/ATen.h>
 
 #include <algorithm>
+#include <numeric>
 
 namespace hesse {
 
@@ -13,7 +14,8 @@ namespace {
 
 // Of directions, which are dense: so many together that the matrix products are large.
 constexpr int64_t kProductBytes = int64_t{32} << 20;
-constexpr int64_t kStrip = int64_t{4} << 20;  // elements of H that are made dense before they are packed
+constexpr int64_t kHeldBytes = 8 * kProductBytes;  // by a sweep of them
+constexpr int64_t kStrip = int64_t{4} << 20;       // elements of H that are made dense before they are packed
 
 int64_t seeds_of(const MaybeTensors& dxs) {
   for (const auto& dx : dxs) {
@@ -137,24 +139,49 @@ std::vector<Tensor> products(Linearization& lin, const MaybeTensors& dxs, SweepR
     rows.add(tangents, begin, end);
   };
   Chunks chunks;
+  chunks.device = lin.inputs[0].device();
   if (K == 1) {
     chunks.size = 1;
   } else {
     const int64_t fit = std::max<int64_t>(1, kProductBytes / std::max<int64_t>(bytes_of_direction(lin), 1));
     const int64_t pieces = std::max<int64_t>(1, (K + fit - 1) / fit);
     chunks.most = (K + pieces - 1) / pieces;
-    chunks.budget = 8 * kProductBytes;
+    chunks.budget = kHeldBytes;
   }
   in_chunks(0, K, chunks, report, sweep, add);
   return rows.take();
 }
 
+namespace {
+
+// Of a sweep whose seeds all meet each other, and so go all at once.
+Chunks uncut(const Linearization& lin) {
+  Chunks chunks;
+  chunks.device = lin.inputs[0].device();
+  chunks.budget = kHeldBytes;
+  return chunks;
+}
+
+}  // namespace
+
 Tensor quadratic(Linearization& lin, const MaybeTensors& dxs, SweepReport& report) {
   const Recording recording(lin.create_graph);
-  const LedgerScope scope(report.ledger);
   const int64_t K = seeds_of(dxs);
-  if (K == 0) return at::zeros({0, 0}, lin.inputs[0].options().requires_grad(std::nullopt));
-  return sweep_quadratic(lin, K, K, directions(lin, dxs, 0, K)).squeeze(0);
+  const auto options = lin.inputs[0].options().requires_grad(std::nullopt);
+  if (K == 0) return at::zeros({0, 0}, options);
+  Tensor form;
+  const bool done = fits(uncut(lin), report,
+                         [&] { form = sweep_quadratic(lin, K, K, directions(lin, dxs, 0, K)).squeeze(0); });
+  if (done) return form;
+  form = at::zeros({K, K}, options);
+  const std::vector<Tensor> rows = products(lin, dxs, report);
+  for (size_t i = 0; i < dxs.size(); ++i) {
+    if (!dxs[i]) continue;
+    const Tensor of_input =
+        rows[i].reshape({K, -1}).matmul(dxs[i]->to(rows[i].scalar_type()).reshape({K, -1}).t());
+    form = form + of_input.to(options);
+  }
+  return form;
 }
 
 std::vector<Tensor> rows(Linearization& lin, const std::vector<int64_t>& index, SweepReport& report) {
@@ -169,8 +196,7 @@ std::vector<Tensor> rows(Linearization& lin, const std::vector<int64_t>& index, 
   auto add = [&](std::vector<Tangent> tangents, int64_t begin, int64_t end) {
     result.add(tangents, begin, end);
   };
-  Chunks chunks;
-  chunks.cached = lin.inputs[0].is_cpu();
+  Chunks chunks = chunks_on(lin.inputs[0].device());
   in_chunks(0, R, chunks, report, sweep, add);
   return result.take();
 }
@@ -178,12 +204,25 @@ std::vector<Tensor> rows(Linearization& lin, const std::vector<int64_t>& index, 
 std::vector<Tensor> hessians(Linearization& lin, const std::vector<std::vector<Tensor>>& seeds,
                              SweepReport& report) {
   const Recording recording(lin.create_graph);
-  const LedgerScope scope(report.ledger);
   const Layout layout(lin.inputs);
-  std::vector<Seeding> seedings = seedings_of(lin, seeds);
-  std::vector<Tensor> matrices =
-      sweep_quadratic(lin, layout.total, layout.total, identity(lin, layout, 0, layout.total), seedings);
-  for (Tensor& m : matrices) m = m.squeeze(0);
+  const int64_t N = layout.total;
+  std::vector<Tensor> matrices;
+  const bool done = fits(uncut(lin), report, [&] {
+    std::vector<Seeding> seedings = seedings_of(lin, seeds);
+    matrices = sweep_quadratic(lin, N, N, identity(lin, layout, 0, N), seedings);
+  });
+  if (done) {
+    for (Tensor& m : matrices) m = m.squeeze(0);
+    return matrices;
+  }
+  std::vector<int64_t> all(N);
+  std::iota(all.begin(), all.end(), 0);
+  for (const std::vector<Tensor>& s : seeds) {
+    seed(lin, s);
+    std::vector<Tensor> columns = rows(lin, all, report);
+    for (Tensor& c : columns) c = c.reshape({N, -1});
+    matrices.push_back(at::cat(columns, 1));
+  }
   return matrices;
 }
 

@@ -1,5 +1,6 @@
 // What a linearization answers beside the whole Hessian (assemble.h): products, rows, the diagonal, a packed
-// triangle. None but `quadratic` and `hessians` sweeps more than a chunk of seeds at once.
+// triangle. `quadratic` and `hessians` sweep all seeds at once where that fits, else products and rows in
+// chunks.
 #pragma once
 
 #include "chunks.h"

@@ -158,9 +158,13 @@ Tensor Assembly::finished(size_t i, size_t j, bool dtype_of_row) {
 Blocks hessian(Linearization& lin, const HessianOptions& options, SweepReport& report) {
   const Recording recording(lin.create_graph);
   const Layout layout(lin.inputs);
-  // Mirroring saves work between inputs; with one dtype only, or a block would be rounded twice.
+  // Mirroring saves work between inputs, on one device; with one dtype only, or a block would be rounded
+  // twice.
   bool symmetric = lin.graph.symmetric && !lin.create_graph;
-  for (const Tensor& x : lin.inputs) symmetric = symmetric && x.scalar_type() == lin.inputs[0].scalar_type();
+  for (const Tensor& x : lin.inputs) {
+    symmetric =
+        symmetric && x.scalar_type() == lin.inputs[0].scalar_type() && x.device() == lin.inputs[0].device();
+  }
 
   Assembly assembly(lin, layout, symmetric);
   auto sweep = [&](int64_t begin, int64_t end) {
@@ -177,7 +181,9 @@ Blocks hessian(Linearization& lin, const HessianOptions& options, SweepReport& r
   auto add = [&](std::vector<Tangent> rows, int64_t begin, int64_t end) {
     for (size_t j = 0; j < rows.size(); ++j) assembly.add(rows[j], j, begin, end);
   };
-  in_chunks(0, layout.total, chunks_of(lin, layout, options.chunk_size), report, sweep, add);
+  Chunks chunks = chunks_of(lin, layout, options.chunk_size);
+  chunks.result_bytes = layout.total * layout.total * static_cast<int64_t>(lin.inputs[0].element_size());
+  in_chunks(0, layout.total, chunks, report, sweep, add);
   Blocks blocks(lin.inputs.size());
   for (size_t i = 0; i < lin.inputs.size(); ++i) {
     for (size_t j = 0; j < lin.inputs.size(); ++j) {

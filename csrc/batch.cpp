@@ -180,8 +180,7 @@ std::vector<Tensor> batch_hessian(Linearization& lin, const std::vector<std::vec
         lin, end - begin, samples.n, of_samples(lin, samples, first, count), seedings,
         [&](const Step& step, int slot, const Tangent& t) { proof.check(step, slot, t, first); });
   };
-  Chunks chunks;
-  chunks.cached = lin.inputs[0].is_cpu();
+  Chunks chunks = chunks_on(lin.inputs[0].device());
   // At least two samples: what one alone makes says of no place whose it is.
   chunks.cut = [&](int64_t begin, int64_t size) {
     const int64_t some = std::max<int64_t>(2, size / samples.n) * samples.n, all = samples.B * samples.n;
@@ -224,8 +223,7 @@ std::vector<Tensor> assumed_batch_hessian(Linearization& lin, const std::vector<
       };
       return sweep_hessian(lin, end - begin, features, {});
     };
-    Chunks chunks;
-    chunks.cached = lin.inputs[0].is_cpu();
+    Chunks chunks = chunks_on(lin.inputs[0].device());
     in_chunks(0, samples.n, chunks, report, sweep,
               [&](std::vector<Tangent> rows, int64_t begin, int64_t end) {
                 std::vector<Tensor> columns;  // [K, B, n_j]

@@ -1,6 +1,8 @@
 #include "chunks.h"
 #include "reads.h"
 
+#include "memory.h"
+
 #include <ATen/ATen.h>
 #include <c10/util/Exception.h>
 
@@ -12,6 +14,8 @@ namespace {
 
 // Seeds are cut into chunks when a sweep would hold more seed-sized memory than this at once ...
 constexpr int64_t kBudgetBytes = int64_t{32} << 20;
+// ... on a device, more than this and than half of what it has left ...
+constexpr int64_t kDeviceBytes = int64_t{256} << 20;
 // ... and, down to kCacheSeeds, so that each tangent stays in the processor's cache.
 constexpr int64_t kPieceBytes = int64_t{3} << 20;
 constexpr int64_t kCacheSeeds = 256;
@@ -106,10 +110,16 @@ Seeds identity(const Linearization& lin, const Layout& layout, std::vector<int64
   };
 }
 
-Chunks chunks_of(const Linearization& lin, const Layout& layout, std::optional<int64_t> size) {
+Chunks chunks_on(c10::Device device) {
   Chunks chunks;
+  chunks.device = device;
+  chunks.cached = device.is_cpu();
+  return chunks;
+}
+
+Chunks chunks_of(const Linearization& lin, const Layout& layout, std::optional<int64_t> size) {
+  Chunks chunks = chunks_on(lin.inputs[0].device());
   chunks.size = size;
-  chunks.cached = lin.inputs[0].is_cpu();
   if (!size) {
     chunks.cut = [&lin, &layout](int64_t begin, int64_t chunk) {
       return aligned_end(lin.inputs, layout, begin, chunk);
@@ -118,28 +128,80 @@ Chunks chunks_of(const Linearization& lin, const Layout& layout, std::optional<i
   return chunks;
 }
 
+namespace {
+
+int64_t budget_of(const Chunks& chunks) {
+  if (chunks.size) return 0;
+  return chunks.budget.value_or(chunks.device.is_cpu() ? kBudgetBytes : kDeviceBytes);
+}
+
+// Half of what the device has left: the other is for what the ledger does not see, and for others.
+std::function<int64_t()> room_on(const Chunks& chunks, int64_t result_bytes) {
+  return [device = chunks.device, result_bytes] {
+    return std::max<int64_t>(free_bytes(device).value_or(0) - result_bytes, 0) / 2;
+  };
+}
+
+// The limits of a ledger while a sweep runs.
+class Limits {
+ public:
+  Limits(Ledger& l, int64_t budget, int64_t piece, std::function<int64_t()> room) : ledger_(l) {
+    ledger_.budget_bytes = budget;
+    ledger_.piece_bytes = piece;
+    ledger_.room = std::move(room);
+  }
+  ~Limits() {
+    ledger_.budget_bytes = ledger_.piece_bytes = 0;
+    ledger_.room = {};
+  }
+  Limits(const Limits&) = delete;
+  Limits& operator=(const Limits&) = delete;
+
+ private:
+  Ledger& ledger_;
+};
+
+}  // namespace
+
+bool fits(const Chunks& chunks, SweepReport& report, const std::function<void()>& sweep) {
+  Ledger& ledger = report.ledger;
+  const LedgerScope scope(ledger);
+  const Ledger before = ledger;
+  try {
+    const Limits limits(ledger, budget_of(chunks), 0, room_on(chunks, chunks.result_bytes));
+    sweep();
+    return true;
+  } catch (const ChunkTooLarge&) {
+  } catch (const c10::Error& e) {
+    if (!is_out_of_memory(e)) throw;
+  }
+  ledger = before;
+  return false;
+}
+
 void run_chunks(int64_t begin, int64_t total, const Chunks& chunks, SweepReport& report, const Stretch& sweep,
                 const Stretch& consume) {
   Ledger& ledger = report.ledger;
   const LedgerScope scope(ledger);
-  int64_t budget = chunks.size ? 0 : chunks.budget.value_or(kBudgetBytes);
+  int64_t budget = budget_of(chunks), result_bytes = chunks.result_bytes;
   int64_t chunk = chunks.size.value_or(std::max<int64_t>(total - begin, 1));
   if (chunks.most) chunk = std::min(chunk, *chunks.most);
   while (begin < total) {
     const int64_t end = std::min(chunks.cut ? chunks.cut(begin, chunk) : begin + chunk, total);
     const int64_t K = end - begin;
-    ledger.budget_bytes = budget;
-    ledger.piece_bytes = chunks.cached && !chunks.size && K >= 2 * kCacheSeeds ? kPieceBytes : 0;
+    const bool cached = chunks.cached && !chunks.size && K >= 2 * kCacheSeeds;
     const Ledger before = ledger;
     try {
+      const Limits limits(ledger, budget, cached ? kPieceBytes : 0, room_on(chunks, result_bytes));
       sweep(begin, end);
     } catch (const ChunkTooLarge& e) {
       ledger = before;
       if (K <= chunks.least) {
         budget = 0;
       } else {
-        const int64_t least = std::min(K / 2, ledger.piece_bytes ? kCacheSeeds : int64_t{1});
+        const int64_t least = std::min(K / 2, cached ? kCacheSeeds : int64_t{1});
         chunk = std::clamp<int64_t>(K * e.allowed_bytes / (2 * e.wanted_bytes), least, K / 2);
+        if (!cached && budget > 0) budget = std::max(budget, e.allowed_bytes);
       }
       continue;
     } catch (const c10::Error& e) {
@@ -148,8 +210,8 @@ void run_chunks(int64_t begin, int64_t total, const Chunks& chunks, SweepReport&
       chunk = K / 2;
       continue;
     }
-    ledger.budget_bytes = ledger.piece_bytes = 0;
     consume(begin, end);
+    result_bytes = 0;
     report.chunk_size = std::max(report.chunk_size, K);
     ++report.chunks;
     begin = end;

@@ -31,14 +31,17 @@ Seeds identity(const Linearization& lin, const Layout& layout, std::vector<int64
 
 // Sweeps `total` seeds, `size` at a time, or as many as the budget allows where it is not given.
 struct Chunks {
+  c10::Device device = at::kCPU;
   std::optional<int64_t> size;
   std::optional<int64_t> most;
-  std::optional<int64_t> budget;  // bytes that a sweep may hold
+  std::optional<int64_t> budget;  // bytes that a sweep may hold; on a device it may ask for more
+  int64_t result_bytes = 0;       // what the results of all chunks take
   int64_t least = 1;              // fits whatever it takes
   bool cached = false;            // small enough for the processor's cache
   // Where a chunk of about `size` seeds from `begin` on best ends; absent: there.
   std::function<int64_t(int64_t begin, int64_t size)> cut;
 };
+Chunks chunks_on(c10::Device device);
 using Stretch = std::function<void(int64_t begin, int64_t end)>;
 void run_chunks(int64_t begin, int64_t end, const Chunks& chunks, SweepReport& report, const Stretch& sweep,
                 const Stretch& consume);
@@ -57,5 +60,8 @@ void in_chunks(int64_t begin, int64_t end, const Chunks& chunks, SweepReport& re
 // Chunks of rows of the identity: they end at the border of an input or of one of its axes, so that their
 // seeds are few boxes.
 Chunks chunks_of(const Linearization& lin, const Layout& layout, std::optional<int64_t> size);
+
+// Runs a sweep whose seeds cannot be cut; false where that does not fit.
+bool fits(const Chunks& chunks, SweepReport& report, const std::function<void()>& sweep);
 
 }  // namespace hesse

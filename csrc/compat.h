@@ -5,6 +5,8 @@
 #include <torch/csrc/autograd/saved_variable.h>
 #include <torch/version.h>
 
+#include <c10/core/impl/VirtualGuardImpl.h>
+
 #include <memory>
 #include <type_traits>
 
@@ -31,6 +33,19 @@ using NodePtr = c10::intrusive_ptr<Node>;
 using NodePtr = std::shared_ptr<Node>;
 #endif
 inline NodePtr share(Node& node) { return node.getptr(); }
+
+// Whether the current stream of a device is captured into a graph; before 2.13 torch does not tell.
+template <class Stream>
+bool is_captured(const Stream& stream) {
+  if constexpr (requires { stream.is_capturing(); }) {
+    return stream.is_capturing();
+  } else {
+    return false;
+  }
+}
+inline bool is_capturing(c10::Device device) {
+  return is_captured(c10::impl::VirtualGuardImpl(device.type()).getStream(device));
+}
 
 // Registers a rule for a node that older versions of torch do not have, or that saves nothing there.
 template <class N, class Register>

@@ -191,6 +191,11 @@ Tensor product_in_the_middle(const Product& p, const Shape& sizes) {
   return unflattened(matrix_product(b.expand({a.size(0), out, rows}), a), {&outer, &p.right, &inner}, sizes);
 }
 
+// What flattening its axes has made of a factor: a copy, maybe.
+void count_copy(Passing& copies, const Tensor& flattened, const Tensor& factor) {
+  if (!flattened.is_alias_of(factor)) copies.add(static_cast<int64_t>(flattened.nbytes()));
+}
+
 }  // namespace
 
 Tensor contract(Tensor a, Tensor b, const Shape& sizes, const std::vector<bool>& reduce, bool seeded,
@@ -256,6 +261,11 @@ Tensor contract(Tensor a, Tensor b, const Shape& sizes, const std::vector<bool>&
   }
   const Tensor lhs = grouped(p.a, p.batch, p.left, p.summed);
   const Tensor rhs = grouped(p.b, p.batch, p.summed, p.right);
+  Passing copies;
+  if (seeded) {
+    count_copy(copies, lhs, p.a);
+    count_copy(copies, rhs, p.b);
+  }
   Tensor c;
   if (may_be_upper && p.batch.empty()) {
     landing->upper = true;

@@ -4,6 +4,7 @@
 #include <c10/util/Exception.h>
 
 #include <cstdint>
+#include <functional>
 #include <set>
 #include <string>
 
@@ -20,11 +21,29 @@ struct Ledger {
   int64_t widest_terms = 0;
   int64_t budget_bytes = 0;  // of all that is alive; 0: no limit
   int64_t piece_bytes = 0;   // of one allocation; 0: no limit
-  const char* op = "";       // the step that runs now
+  // How much more than what is alive there is room for, asked when the budget is exceeded: once, as to ask a
+  // device takes time.
+  std::function<int64_t()> room;
+  const char* op = "";  // the step that runs now
   std::set<std::string> densified;
 
   // Call before an allocation of seed-sized memory; throws ChunkTooLarge when a limit does not allow it.
   void reserve(int64_t elements, int64_t element_size);
+  // Of memory that is no factor of a term.
+  void take(int64_t bytes);
+};
+
+// Memory within a verb, for as long as this lives. It counts when it is there already.
+class Passing {
+ public:
+  Passing() = default;
+  ~Passing();
+  Passing(const Passing&) = delete;
+  Passing& operator=(const Passing&) = delete;
+  void add(int64_t bytes);
+
+ private:
+  int64_t bytes_ = 0;
 };
 
 struct ChunkTooLarge {
@@ -32,8 +51,8 @@ struct ChunkTooLarge {
   int64_t allowed_bytes;
 };
 
-// Whether an error says that there is no memory left: PyTorch has a type for that on a GPU, on the CPU only
-// words.
+// Whether an error says that there is no memory left: PyTorch's allocator on a GPU has a type for that, the
+// libraries there and the CPU's allocator only words.
 bool is_out_of_memory(const c10::Error& e);
 
 // The ledger of the sweep that runs on this thread (a scratch one outside a sweep).

@@ -1,6 +1,7 @@
 #include "linearize.h"
 
 #include "ledger.h"
+#include "streams.h"
 
 #include <ATen/ATen.h>
 
@@ -10,7 +11,7 @@ namespace hesse {
 
 Tangent conform(Tangent t, const Slot& slot) {
   if (t.shape != slot.shape) t = sum_to(std::move(t), slot.shape);
-  return cast(std::move(t), slot.options.dtype().toScalarType());
+  return moved(cast(std::move(t), slot.options.dtype().toScalarType()), slot.options.device());
 }
 
 namespace {
@@ -119,6 +120,7 @@ Linearization linearize(std::vector<Tensor> outputs, std::vector<Tensor> inputs,
   const Recording recording(create_graph);
   Linearization lin;
   lin.graph = build_graph(outputs, inputs);
+  join_streams(lin.graph);
   lin.inputs = std::move(inputs);
   lin.outputs = std::move(outputs);
   lin.seeds = std::move(seeds);

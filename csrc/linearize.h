@@ -43,7 +43,7 @@ std::vector<Seeding> seedings_of(Linearization& lin, const std::vector<std::vect
 // One tensor per input; undefined where no output depends on it.
 std::vector<Tensor> gradient(Linearization& lin);
 
-// Reduces and casts what a rule returned to the slot it flows into.
+// Reduces, casts and moves what a rule returned to the slot it flows into.
 Tangent conform(Tangent t, const Slot& slot);
 
 }  // namespace hesse

@@ -36,10 +36,16 @@ struct Handle {
   std::mutex busy;  // rules keep what they derive in `lin`
 };
 
+// Whatever the current device is, kernels run on that of the inputs, in its current stream.
+c10::OptionalDeviceGuard on_device_of(const std::vector<Tensor>& inputs) {
+  return inputs.empty() ? c10::OptionalDeviceGuard() : c10::OptionalDeviceGuard(inputs[0].device());
+}
+
 // One question at a time, each with a report of its own.
 template <class Answer>
 auto ask(Handle& h, Answer answer) {
   const std::scoped_lock lock(h.busy);
+  const auto guard = on_device_of(h.lin.inputs);
   check_unchanged(h.lin);
   h.report = SweepReport{};
   return answer(h.lin, h.report);
@@ -374,6 +380,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
       "linearize",
       [](std::vector<Tensor> outputs, std::vector<Tensor> inputs, const std::optional<MaybeTensors>& gys,
          bool create_graph, bool keep) {
+        const auto guard = on_device_of(inputs);
         return std::make_unique<Handle>(linearize(std::move(outputs), std::move(inputs),
                                                   gys ? unwrap(*gys) : std::vector<Tensor>(), create_graph,
                                                   keep));

@@ -1,6 +1,7 @@
 #include "rule.h"
 
 #include "scopes.h"
+#include "streams.h"
 
 #include <ATen/ATen.h>
 #include <torch/csrc/autograd/functions/tensor.h>
@@ -50,6 +51,26 @@ bool same(const Factor& a, const Factor& b) {
   return a.alpha == b.alpha && a.selects == b.selects && same_factor(a.c, b.c);
 }
 
+c10::Device Local::device() const {
+  for (size_t o = 0; o < out_options.size(); ++o) {
+    if (used[o]) return out_options[o].device();
+  }
+  return out_options.empty() ? c10::Device(at::kCPU) : out_options[0].device();
+}
+
+namespace {
+
+// A tensor of the host's without axes may take part in the op of a device, as a number does, but not with the
+// axes that rules give it. Its value goes along with a launch: nobody waits.
+Tensor on_device(const Tensor& t, c10::Device device) {
+  if (t.dim() > 0 || !t.is_cpu() || device.is_cpu()) return t;
+  if (t.unsafeGetTensorImpl()->is_wrapped_number() && !t.is_complex()) return t;  // for `number` to read
+  if (c10::GradMode::is_enabled()) return t.to(device, /*non_blocking=*/true);
+  return at::empty({}, t.options().device(device)).fill_(t);
+}
+
+}  // namespace
+
 Tensor Local::unpack(const torch::autograd::SavedVariable& v) const {
   auto unpacked = [&] { return v.unpack(share(*node)); };
   Tensor t;
@@ -60,12 +81,14 @@ Tensor Local::unpack(const torch::autograd::SavedVariable& v) const {
     t = unpacked();
   }
   if (!t.defined()) return t;
+  keep_for_current_stream(t, *node);
   if (t.layout() != at::kStrided) throw SavedSparse(node->name() + " saved a sparse tensor");
   // What forward-mode AD saves where there is no tangent has no memory; the imaginary part of a conjugate is
   // a view whose memory has the other sign.
   if (t._is_zerotensor()) return at::zeros(t.sizes(), t.options());
   if (t.is_conj()) t = t.resolve_conj();
-  return t.is_neg() ? t.resolve_neg() : t;
+  if (t.is_neg()) t = t.resolve_neg();
+  return on_device(t, device());
 }
 
 void add_rule(const std::string& name, Rule rule) {

@@ -88,6 +88,7 @@ struct Local {
   } driven;
 
   size_t inputs() const { return active.size(); }
+  c10::Device device() const;  // where the op ran: that of its outputs
   Tensor unpack(const torch::autograd::SavedVariable& v) const;
 };
 

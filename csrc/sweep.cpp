@@ -109,12 +109,13 @@ class Slots {
   Live& live_;
 };
 
-Tangents gather(const std::vector<int>& index, const Slots& slots, int64_t K) {
+// On the device where the step runs: a number of the host's may take part on any.
+Tangents gather(const std::vector<int>& index, const Slots& slots, int64_t K, c10::Device device) {
   Tangents t;
   int64_t& widest = ledger().widest_terms;
   for (int i : index) {
     if (i >= 0) {
-      t.push_back(slots[i]);
+      t.push_back(moved(slots[i], device));
       widest = std::max(widest, static_cast<int64_t>(t.back().terms.size()));
     } else {
       t.emplace_back();
@@ -178,7 +179,7 @@ void forward(Linearization& lin, Slots& slots, const Live& live, int64_t K, cons
     const bool met = meet && step.rule->curve;
     if (go || met) {
       ledger().op = step.name.c_str();
-      const Tangents dx = gather(step.in, slots, K);
+      const Tangents dx = gather(step.in, slots, K, lin.locals[s].device());
       if (!all_zero(dx)) live.begin_step();
       if (met && !all_zero(dx)) meet(s, dx);
       if (go && !all_zero(dx)) {
@@ -267,7 +268,7 @@ std::vector<Tangent> back(Linearization& lin, Slots& dx_slots, Slots& dg, const 
     const int64_t k_end = course.of(step);
 
     live.begin_step();
-    Tangents dgy = gather(step.out, dg, K);
+    Tangents dgy = gather(step.out, dg, K, local.device());
     for (int o : step.out) {
       if (o >= 0) dg.release(o);
     }
@@ -310,7 +311,7 @@ std::vector<Tangent> back(Linearization& lin, Slots& dx_slots, Slots& dg, const 
       }
     }
     if (with_curve && step.rule->curve) {
-      Tangents dx = gather(step.in, dx_slots, K);
+      Tangents dx = gather(step.in, dx_slots, K, local.device());
       for (int i : step.in) {
         if (i >= 0 && --uses[i] == 0) dx_slots.release(i);
       }
@@ -421,7 +422,12 @@ class Seeded {
 
 void add_inner(const Tensor& sum, const Tangents& bent, const Tangents& dx) {
   for (size_t i = 0; i < bent.size(); ++i) {
-    if (!dx[i].zero() && !bent[i].zero()) add_inner(sum, bent[i], dx[i]);
+    if (dx[i].zero() || bent[i].zero()) continue;
+    const Tensor here = dx[i].options.device() == sum.device()
+                            ? sum
+                            : at::zeros_like(sum, sum.options().device(dx[i].options.device()));
+    add_inner(here, moved(bent[i], here.device()), dx[i]);
+    if (!here.is_same(sum)) sum.add_(here.to(sum.options()));
   }
 }
 

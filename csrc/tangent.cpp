@@ -434,4 +434,31 @@ Tangent cast(Tangent t, at::ScalarType dtype) {
   return t;
 }
 
+namespace {
+
+// Only a copy to the host has to be waited for.
+Tensor moved(const Tensor& t, c10::Device device) {
+  return t.device() == device ? t : t.to(device, /*non_blocking=*/!device.is_cpu());
+}
+
+}  // namespace
+
+Tangent moved(Tangent t, c10::Device device) {
+  if (t.options.device() == device) return t;
+  t.options = t.options.device(device);
+  for (Term& term : t.terms) {
+    if (term.coef.defined()) term.coef = moved(term.coef, device);
+    if (term.core.defined()) {
+      const Tensor core = moved(term.core, device);
+      term.owned = term.owned || !core.is_same(term.core);
+      term.core = core;
+    }
+    for (Dim& d : term.dims) {
+      if (d.k) d.k = hold(term, moved(d.k->index, device), d.k->size);
+      if (d.v) d.v = hold(term, moved(d.v->index, device), d.v->size);
+    }
+  }
+  return t;
+}
+
 }  // namespace hesse

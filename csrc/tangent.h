@@ -68,5 +68,7 @@ inline void add_to(Tangent& sum, Tangent t) {
 }
 // A copy in another dtype; of complex values in a real one, the real part.
 Tangent cast(Tangent t, at::ScalarType dtype);
+// A copy on another device, of what is not there yet.
+Tangent moved(Tangent t, c10::Device device);
 
 }  // namespace hesse

@@ -2,6 +2,9 @@
 
 ``HESSE_UNDER_TEST=stock`` runs the tests on torch's own function: those whose oracle it is must
 then pass, which tests the tests. Those about hesse alone (mark ``ours``) are skipped.
+
+``HESSE_TEST_DEVICE=cuda`` runs the same tests there: it is the default device of all that tests
+make. Those about the CPU, or about nothing that depends on a device, (mark ``cpu``) are skipped.
 """
 
 import os
@@ -13,18 +16,26 @@ import setuptools  # noqa: F401  torch.testing imports it, which fails once pyte
 import torch
 
 UNDER_TEST = os.environ.get("HESSE_UNDER_TEST", "hesse")
+DEVICE = torch.device(os.environ.get("HESSE_TEST_DEVICE", "cpu"))
+if "HESSE_TEST_DEVICE" in os.environ:  # before tests are imported: they make tensors then
+    torch.set_default_device(DEVICE)
 
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "ours: about hesse itself, nothing to ask of stock")
+    config.addinivalue_line("markers", "cpu: about the CPU, or about no device")
 
 
 def pytest_collection_modifyitems(items):
+    reasons = {}
     if UNDER_TEST == "stock":
-        skip = pytest.mark.skip(reason="about hesse itself; stock is under test")
-        for item in items:
-            if item.get_closest_marker("ours"):
-                item.add_marker(skip)
+        reasons["ours"] = "about hesse itself; stock is under test"
+    if DEVICE.type != "cpu":
+        reasons["cpu"] = f"not about {DEVICE.type}"
+    for item in items:
+        for mark, reason in reasons.items():
+            if item.get_closest_marker(mark):
+                item.add_marker(pytest.mark.skip(reason=reason))
 
 
 @pytest.fixture(scope="session")

@@ -13,6 +13,7 @@ import math
 from dataclasses import dataclass
 
 import torch
+from drawing import generator
 from hypothesis import strategies as st
 
 from hesse import _C
@@ -94,10 +95,10 @@ def factors(draw, sizes, seed):
     """Undefined, or a tensor of these sizes: contiguous, transposed, strided or expanded."""
     if draw(st.booleans()):
         return None
-    generator = torch.Generator().manual_seed(seed)
+    source = generator(seed)
 
     def normal(size):
-        return torch.randn(list(size), generator=generator, dtype=f64)
+        return torch.randn(list(size), generator=source, dtype=f64)
 
     layout = draw(st.sampled_from(["plain", "transposed", "strided", "expanded"]))
     if layout == "transposed":

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from drawing import generator
 from torch.func import functional_call, hessian, vmap
 from torch.nn import functional as F
 
@@ -14,7 +15,7 @@ close = torch.testing.assert_close
 
 
 def normal(*shape, seed=0):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=f64)
+    return torch.randn(shape, generator=generator(seed), dtype=f64)
 
 
 W1, W2, W3 = normal(6, 4, seed=1), normal(6, 6, seed=2), normal(3, 6, seed=3)

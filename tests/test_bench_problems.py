@@ -14,6 +14,8 @@ from bench.problems import PROBLEMS
 from bench.reference import disagreement
 from bench.reference import reference as reference_of
 
+pytestmark = pytest.mark.cpu
+
 TINY = [(name, size) for name, p in PROBLEMS.items() for size in p.sizes if size <= 16]
 SMALL = TINY + [(name, 128) for name in ("mixture",)] + [("mlp_params", 51), ("softmax", 250)]
 

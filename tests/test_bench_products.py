@@ -14,7 +14,7 @@ from bench.peers import Peer, Refusal
 from bench.questions import QUESTIONS, batch, diagonal, hvp
 from bench.questions.question import deviation
 
-pytestmark = pytest.mark.ours
+pytestmark = [pytest.mark.ours, pytest.mark.cpu]
 
 GPT = {"vocabulary": 7, "length": 4, "width": 8, "heads": 2, "batch": 2}
 NETWORKS = {

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from drawing import generator
 from torch.autograd.functional import hessian as stock
 from torch.nn import functional as F
 
@@ -9,7 +10,7 @@ f64 = torch.float64
 
 
 def constant(*shape):
-    return torch.randn(*shape, dtype=f64, generator=torch.Generator().manual_seed(1)) / 10
+    return torch.randn(*shape, dtype=f64, generator=generator(1)) / 10
 
 
 WIDE = {  # of which only one triangle is computed, or one of two mirrored blocks

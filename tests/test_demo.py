@@ -9,6 +9,8 @@ import pytest
 
 from hesse import demo
 
+pytestmark = pytest.mark.cpu
+
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):

@@ -9,7 +9,7 @@ import pytest
 
 import hesse
 
-pytestmark = pytest.mark.ours
+pytestmark = [pytest.mark.ours, pytest.mark.cpu]
 
 NO_LIBRARY = {"hesse.__main__", "hesse.demo"}  # the command: it needs more than torch
 MODULES = ["hesse"] + [

@@ -10,7 +10,7 @@ from survey.conventions import DIFFERENT
 from survey.outcomes import Route, outcome
 from survey.samples import entries, samples
 
-pytestmark = pytest.mark.ours
+pytestmark = [pytest.mark.ours, pytest.mark.cpu]
 
 PAGE = Path(__file__).parents[1] / "docs" / "coverage.md"
 PUBLISHED = page.read(PAGE.read_text())

@@ -7,6 +7,7 @@ import math
 
 import pytest
 import torch
+from drawing import generator
 from hypothesis import given
 from hypothesis import strategies as st
 from random_tangents import Tangent, Term, f64, row_major, tangents
@@ -55,11 +56,9 @@ def of_samples(draw, B, n, shape):
             dims += [(m, 0, s) for m, s in rest]
             dims += [(n, 1, 0)] if kinds == "dense" else []
         seed = draw(st.integers(0, 2**16))
-        generator = torch.Generator().manual_seed(seed)
-        core = torch.randn([m for m, _, _ in dims], generator=generator, dtype=f64)
-        coef = torch.randn(
-            [1 if vs == 0 else m for m, _, vs in dims], generator=generator, dtype=f64
-        )
+        source = generator(seed)
+        core = torch.randn([m for m, _, _ in dims], generator=source, dtype=f64)
+        coef = torch.randn([1 if vs == 0 else m for m, _, vs in dims], generator=source, dtype=f64)
         chosen = draw(st.permutations(range(len(dims))))
         terms.append(
             Term(

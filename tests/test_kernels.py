@@ -7,7 +7,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-pytestmark = pytest.mark.ours
+pytestmark = [pytest.mark.ours, pytest.mark.cpu]
 
 LARGEST = 40_000  # elements of one pass
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]

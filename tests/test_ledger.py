@@ -10,14 +10,16 @@ from dataclasses import dataclass
 import pytest
 import torch
 import torch.nn.functional as F
+from drawing import generator
 from torch._C._profiler import _EventType
 from torch.autograd.functional import hessian as stock
 from torch.profiler import ProfilerActivity, profile
 
 import hesse
+from bench.problems import PROBLEMS
 from hesse import _C
 
-pytestmark = pytest.mark.ours
+pytestmark = [pytest.mark.ours, pytest.mark.cpu]
 f64 = torch.float64
 
 
@@ -26,7 +28,7 @@ def randn(*shape):
 
 
 def constant(*shape):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=f64)
+    return torch.randn(shape, generator=generator(0), dtype=f64)
 
 
 # ---- what was allocated --------------------------------------------------------------------------
@@ -183,6 +185,21 @@ def test_a_structured_sweep_needs_a_fraction_of_its_own_output(name):
     assert m.report["widest_bytes"] <= 0.3 * m.output
 
 
+# ---- the problems of the bench -------------------------------------------------------------------
+
+# Of an image, PyTorch's own convolution makes columns, which no report sees.
+ESTIMATED = [(name, size) for name, p in PROBLEMS.items() for size in p.quick if name != "cnn"]
+
+
+@pytest.mark.parametrize("name, size", ESTIMATED)
+def test_the_peak_of_a_problem_is_within_the_estimate(name, size):
+    case = PROBLEMS[name].make(size, f64, "cpu")
+    _, events = allocations(lambda: case.func(*case.inputs))
+    largest = max(size for _, size in events)
+    m = measured(case.func, *case.inputs)
+    assert m.peak + m.output <= 1.3 * (m.report["widest_bytes"] + m.output) + 10 * largest
+
+
 # ---- memory that the sweep does not own ----------------------------------------------------------
 
 
@@ -264,3 +281,34 @@ def test_a_sweep_that_would_outgrow_its_budget_is_cut():
     H = hesse.hessian(f, x)
     curvature = -(torch.sin(x[:, None] * scales) * scales**2).sum(1)
     torch.testing.assert_close(H, torch.diag(curvature))
+
+
+# ---- what goes all at once, or else another way --------------------------------------------------
+
+
+def beyond_its_budget():
+    """n numbers, a value with a tangent of 312 MiB, and the curvature of its sine and cosine."""
+    scales = torch.rand(10_000, dtype=f64)
+    x = randn(64).requires_grad_()
+    z = (x.flip(0)[:, None] * scales).flip(0)
+    at = x.detach()[:, None] * scales
+    return x, z, (torch.sin(at) * scales**2).sum(1), (torch.cos(at) * scales**2).sum(1)
+
+
+def test_a_quadratic_form_that_would_outgrow_its_budget_is_one_of_products():
+    x, z, of_sine, _ = beyond_its_budget()
+    lin = _C.linearize([z.sin().sum()], [x], None, False)
+    V = randn(64, 64)
+    torch.testing.assert_close(lin.quadratic([V]), -(V * of_sine) @ V.T)
+    assert lin.report()["chunks"] > 1
+    assert lin.report()["widest_bytes"] <= 256 << 20
+
+
+def test_hessians_that_would_outgrow_their_budget_are_made_of_rows():
+    x, z, of_sine, of_cosine = beyond_its_budget()
+    y = torch.stack([z.sin().sum(), z.cos().sum() + x.square().sum()])
+    lin = _C.linearize([y], [x], [None], False)
+    first, second = lin.hessians([[e] for e in torch.eye(2, dtype=f64)])
+    torch.testing.assert_close(first, -torch.diag(of_sine))
+    torch.testing.assert_close(second, torch.diag(2 - of_cosine))
+    assert lin.report()["chunks"] > 1

@@ -13,6 +13,8 @@ from outcome import assert_close
 from torch.autograd.functional import hessian as stock
 from torch.profiler import ProfilerActivity, profile
 
+pytestmark = pytest.mark.cpu
+
 f64 = torch.float64
 FORWARD = {"vectorize": True, "outer_jacobian_strategy": "forward-mode"}
 

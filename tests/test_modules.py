@@ -7,6 +7,7 @@ from unittest import mock
 
 import pytest
 import torch
+from drawing import generator
 from outcome import assert_close
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -17,7 +18,7 @@ import hesse
 pytestmark = pytest.mark.ours
 
 f64 = torch.float64
-X = torch.randn(6, 4, generator=torch.Generator().manual_seed(1), dtype=f64)
+X = torch.randn(6, 4, generator=generator(1), dtype=f64)
 
 
 class Tied(nn.Module):

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from drawing import generator
 from torch.nn import functional as F
 
 import hesse
@@ -13,7 +14,7 @@ f64 = torch.float64
 
 
 def normal(*shape, seed=0):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=f64)
+    return torch.randn(shape, generator=generator(seed), dtype=f64)
 
 
 X, LABELS = normal(20, 5), torch.arange(20) % 3
@@ -138,7 +139,7 @@ def test_parts_are_those_of_the_matrix(name):
     close(op.trace(), H.trace())
     r, c = torch.tril_indices(N, N)
     close(op.lower_triangle(), H[r, c])
-    index = torch.randperm(N, generator=torch.Generator().manual_seed(0))
+    index = torch.randperm(N, generator=generator(0))
     for chosen in (index, index[: N // 2].tolist(), [0, 0], slice(0, N, 2), torch.tensor([-1])):
         wanted = [k % N for k in chosen] if isinstance(chosen, list) else chosen
         close(op.rows(chosen), H[wanted])

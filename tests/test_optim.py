@@ -8,6 +8,7 @@ import weakref
 import pytest
 import scipy.optimize
 import torch
+from drawing import generator
 from torch.nn import Parameter
 from torch.nn import functional as F
 
@@ -109,7 +110,7 @@ def test_near_a_minimum_the_error_squares(kind, options):
 
 
 def classification(n=300, d=8):
-    g = torch.Generator().manual_seed(1)
+    g = generator(1)
     X = torch.randn(n, d, dtype=f64, generator=g)
     y = (
         X @ torch.randn(d, dtype=f64, generator=g) + torch.randn(n, dtype=f64, generator=g) > 0
@@ -370,7 +371,8 @@ class Frozen(torch.autograd.Function):
     @staticmethod
     def backward(ctx, g):
         (x,) = ctx.saved_tensors
-        return torch.from_numpy(3 * g.detach().numpy() * x.detach().numpy() ** 2)
+        grad = 3 * g.numpy(force=True) * x.numpy(force=True) ** 2
+        return torch.from_numpy(grad).to(g.device)
 
 
 @pytest.mark.parametrize("kind", ["Newton", "NewtonCG"])

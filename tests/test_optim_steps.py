@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from drawing import generator
 from test_optim import EVERY, beale, gradient, make, parameter, powell, rosenbrock
 from torch.autograd.functional import hessian as stock
 from torch.nn import Parameter
@@ -15,7 +16,7 @@ f64 = torch.float64
 
 
 def rand(*shape, seed=0):
-    return torch.randn(*shape, dtype=f64, generator=torch.Generator().manual_seed(seed))
+    return torch.randn(*shape, dtype=f64, generator=generator(seed))
 
 
 def symmetric(eigenvalues, seed=0):
@@ -37,9 +38,9 @@ def test_an_exact_step_is_the_solution_of_newtons_equations(indefinite):
         [[h.numpy().reshape(h.numel() // n, n) for h, n in zip(r, (6, 3), strict=True)] for r in H]
     )
     g = torch.cat([v.reshape(-1) for v in torch.autograd.grad(loss(W, b), (W, b))]).numpy()
-    before = np.concatenate([W.detach().numpy().ravel(), b.detach().numpy()])
+    before = np.concatenate([W.numpy(force=True).ravel(), b.numpy(force=True)])
     make("Newton", [W, b], indefinite=indefinite).step(lambda: loss(W, b))
-    after = np.concatenate([W.detach().numpy().ravel(), b.detach().numpy()])
+    after = np.concatenate([W.numpy(force=True).ravel(), b.numpy(force=True)])
     np.testing.assert_allclose(after, before - np.linalg.solve(H, g), rtol=1e-10)
 
 
@@ -322,7 +323,7 @@ def test_the_bench_of_optimisers_runs_and_every_one_of_ours_arrives():
 
 @pytest.mark.parametrize("optimiser", [hesse.optim.Newton, hesse.optim.NewtonCG])
 def test_a_trust_region_at_rest_follows_a_target_that_moves(optimiser):
-    A = torch.randn(3, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    A = torch.randn(3, 3, generator=generator(0), dtype=torch.float64)
     target = torch.zeros(3, dtype=torch.float64)
     p = torch.nn.Parameter(torch.ones(3, dtype=torch.float64))
     optim = optimiser([p], method="trust-region")

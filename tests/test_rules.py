@@ -12,7 +12,7 @@ import functools
 
 import pytest
 import torch
-from scenarios import CASES, TABLE, Case, Scenario
+from scenarios import ALL, CASES, TABLE, Case, Scenario
 
 pytestmark = pytest.mark.ours
 
@@ -29,9 +29,15 @@ def _one_thread():
     torch.set_num_threads(threads)
 
 
+ON_CPU = torch.get_default_device().type == "cpu"
+
+
 def seed():
-    """On the CPU only: torch.manual_seed also notes its caller, for devices that are not there."""
-    torch.default_generator.manual_seed(0)
+    """torch.manual_seed also notes its caller, for devices that are not there: that takes long."""
+    if ON_CPU:
+        torch.default_generator.manual_seed(0)
+    else:
+        torch.manual_seed(0)
 
 
 # ---- what torch says -----------------------------------------------------------------------------
@@ -153,26 +159,28 @@ every_scenario = pytest.mark.parametrize("scenario", TABLE, ids=lambda s: s.name
 def test_every_native_rule_has_a_scenario():
     from hesse import _C
 
-    named = {node for s in TABLE for node in s.nodes if not s.driven}
+    named = {node for s in ALL for node in s.nodes if not s.driven}
     assert set(_C.rule_names()) - named == set()
 
 
 def test_every_scenario_names_rules_that_exist():
     from hesse import _C
 
-    named = {node for s in TABLE for node in s.nodes if not s.driven}
+    named = {node for s in ALL for node in s.nodes if not s.driven}
     assert named - set(_C.rule_names()) == set()
 
 
 def test_scenarios_have_different_names():
-    names = [s.name for s in TABLE]
+    names = [s.name for s in ALL]
     assert sorted(names) == sorted(set(names))
 
 
 @every_scenario
 def test_a_rule_runs_natively_where_it_covers_the_node(scenario):
     report = point(Case(scenario, "plain")).lin.report()
-    if scenario.driven:
+    if not ON_CPU:  # where some ops record other nodes
+        assert scenario.driven or report["autograd_ops"] == {}
+    elif scenario.driven:
         assert set(scenario.nodes) == set(report["autograd_ops"])
     else:
         assert set(scenario.nodes) <= set(report["native_ops"])

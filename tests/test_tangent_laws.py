@@ -9,6 +9,7 @@ import string
 
 import pytest
 import torch
+from drawing import generator
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from random_tangents import Tangent, Term, f64, row_major, shapes, tangents, views
@@ -49,7 +50,7 @@ def adjoint(forward, x, back, y):
 
 def normal(draw, size):
     seed = draw(st.integers(0, 2**16))
-    return torch.randn(list(size), generator=torch.Generator().manual_seed(seed), dtype=f64)
+    return torch.randn(list(size), generator=generator(seed), dtype=f64)
 
 
 # ---- the representation --------------------------------------------------------------------------

@@ -87,7 +87,8 @@ Tensor bend(const Known& k, const Tensor& x) {
 
 // Lengths as [N, 1].
 Tensor lengths(Local&, const std::vector<int64_t>& given, const at::TensorOptions& options) {
-  return constant([&] { return at::tensor(given, options).unsqueeze(-1); });
+  return constant(
+      [&] { return at::tensor(given, at::kLong).to(options.device(), /*non_blocking=*/true).unsqueeze(-1); });
 }
 Tensor lengths(Local& l, const torch::autograd::SavedVariable& given, const at::TensorOptions& options) {
   return l.unpack(given).to(options).reshape({-1, 1});

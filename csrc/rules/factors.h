@@ -44,7 +44,7 @@ inline Tensor operand(const Local& l, const torch::autograd::SavedVariable& save
 // The value of an operand that is a Python number. That is a constant of the program, not data, so it may be
 // read, and as a factor it costs nothing.
 inline std::optional<double> number(const Tensor& t) {
-  if (!t.unsafeGetTensorImpl()->is_wrapped_number() || t.is_complex()) return std::nullopt;
+  if (!t.unsafeGetTensorImpl()->is_wrapped_number() || !t.is_cpu() || t.is_complex()) return std::nullopt;
   return t.item().toDouble();
 }
 

@@ -93,9 +93,21 @@ Taps cubic(const Tensor& t, const Tensor& slope) {
           at::stack({far2(before), near2(t), near2(r), far2(after)}, -1) * slope.square()};
 }
 
-// g: one coordinate of the grid, [N, P].
+struct Mode {
+  int64_t interpolation_mode, padding_mode;
+  bool align_corners;
+};
 template <class N>
-Taps taps_along(const N& n, const Tensor& g, int64_t size) {
+Mode mode_of(const N& n) {
+  if constexpr (requires { n.align_corners; }) {
+    return {n.interpolation_mode, n.padding_mode, n.align_corners};
+  } else {
+    return {linear_taps, zeros, true};  // all that cuDNN knows
+  }
+}
+
+// g: one coordinate of the grid, [N, P].
+Taps taps_along(const Mode& n, const Tensor& g, int64_t size) {
   const bool is_cubic = n.interpolation_mode == cubic_taps, is_nearest = n.interpolation_mode == nearest_taps;
   const Tensor fixed = g.detach();
   const auto extent = static_cast<double>(n.align_corners ? size - 1 : size);
@@ -131,8 +143,7 @@ Taps taps_along(const N& n, const Tensor& g, int64_t size) {
 struct Stencil {
   std::vector<Taps> axes;  // of space; the coordinates of a grid point come in the opposite order
 
-  template <class N>
-  Stencil(const N& n, const Tensor& grid, const Sizes& z) {
+  Stencil(const Mode& n, const Tensor& grid, const Sizes& z) {
     const Tensor g = grid.reshape({z.N, z.P, z.A});
     for (int64_t s = 0; s < z.A; ++s)
       axes.push_back(taps_along(n, g.select(-1, z.A - 1 - s), z.image[2 + s]));
@@ -237,11 +248,18 @@ Tensor sampled(const Tensor& x, const Sizes& z, const Tensor& index, const Tenso
 // bent: sum_c gy A(w_ab, x), as [N, P, A, A].
 template <class N>
 struct Sampling {
-  static Tensor image(Local& l) { return l.unpack(node<N>(l).input_); }
+  static Tensor image(Local& l) {
+    auto& n = node<N>(l);
+    if constexpr (requires { n.input_; }) {
+      return l.unpack(n.input_);
+    } else {
+      return l.unpack(n.self_);
+    }
+  }
   static Stencil stencil(Local& l, const Sizes& z) {
     const Tensor grid = l.unpack(node<N>(l).grid_);
     const bool narrow = grid.scalar_type() == at::kHalf || grid.scalar_type() == at::kBFloat16;
-    return Stencil(node<N>(l), narrow ? grid.to(at::kFloat) : grid, z);
+    return Stencil(mode_of(node<N>(l)), narrow ? grid.to(at::kFloat) : grid, z);
   }
   static Sizes sizes(Local& l) {
     if (l.active[0]) return Sizes(l.in_shape[0], l.out_shape[0]);
@@ -360,6 +378,7 @@ void affine_grid() {
 void grid_sampling() {
   Sampling<gen::GridSampler2DBackward0>::add("GridSampler2DBackward0");
   Sampling<gen::GridSampler3DBackward0>::add("GridSampler3DBackward0");
+  Sampling<gen::CudnnGridSamplerBackward0>::add("CudnnGridSamplerBackward0");
   affine_grid();
 }
 

@@ -41,6 +41,17 @@ struct Write {
   Picks at;  // of what is written, in the output
   Tensor keep;
   double alpha = 1.0;
+  Tensor holds = {};  // instead of `at`: 1 where the same is written for all, in the shape `row`, else 0
+  Shape row = {};
+
+  Tangent put(Tangent t, const Shape& y) const {
+    if (!holds.defined()) return scale(unpick(at, std::move(t)), alpha);
+    return select(expand(view(std::move(t), row), y), holds);
+  }
+  Tangent taken(const Tangent& t, const Shape& x) const {
+    if (!holds.defined()) return fitted_back(scale(pick(at, t), alpha), x);
+    return view(sum_to(select(t, holds), row), x);
+  }
 };
 
 // write(node, local) -> Write. Inputs: the value written into, and what is written.
@@ -56,16 +67,14 @@ void writing(const char* name, F write) {
       Tangent t = expand(cast(dx[0], dtype_of(l)), l.out_shape[0]);
       accumulate(dy, w.keep.defined() ? select(std::move(t), w.keep) : std::move(t));
     }
-    if (!dx[1].zero()) {
-      accumulate(dy, scale(unpick(w.at, cast(dx[1], dtype_of(l))), w.alpha));
-    }
+    if (!dx[1].zero()) accumulate(dy, w.put(cast(dx[1], dtype_of(l)), l.out_shape[0]));
     return {std::move(dy)};
   };
   rule.pull = [](Local& l, const Tangents& dgy) {
     const auto& w = plan<Write>(l);
     Tangents dgx(2);
     if (l.wanted[0]) dgx[0] = w.keep.defined() ? select(dgy[0], w.keep) : dgy[0];
-    if (l.wanted[1]) dgx[1] = fitted_back(scale(pick(w.at, dgy[0]), w.alpha), l.in_shape[1]);
+    if (l.wanted[1]) dgx[1] = w.taken(dgy[0], l.in_shape[1]);
     return dgx;
   };
   add_rule(name, std::move(rule));
@@ -84,6 +93,24 @@ Write put_at(Local& l, Picks at, bool accumulate) {
   return accumulate ? Write{std::move(at), {}} : replaced(l, std::move(at));
 }
 
+// One value or row for all places where a lone condition on axes from `axis` on holds: which ones these are,
+// the host need not know.
+Write put_where(Local& l, const Tensor& condition, size_t axis, const Shape& values, bool accumulate) {
+  const Shape& y = l.out_shape[0];
+  const auto axes = static_cast<size_t>(condition.dim());
+  const size_t behind = y.size() - axis - axes;
+  Shape line(condition.sizes().begin(), condition.sizes().end()), row = values;
+  line.resize(axes + behind, 1);
+  if (values.size() > behind) {  // its axis of places is the condition's axes
+    row = Shape(values.begin(), values.end() - static_cast<std::ptrdiff_t>(behind) - 1);
+    row.append(axes, 1);
+    row.append(values.end() - static_cast<std::ptrdiff_t>(behind), values.end());
+  }
+  const Tensor holds = condition.reshape(line).ne(0);
+  Tensor keep = accumulate ? Tensor() : indicator(l, holds.logical_not());
+  return {flat({}, {}, at::zeros({}, at::kLong)), std::move(keep), 1.0, indicator(l, holds), std::move(row)};
+}
+
 // A number or a tensor of one element, written.
 template <class N, class F>
 void filling(const char* name, F at) {
@@ -94,24 +121,33 @@ void filling(const char* name, F at) {
   });
 }
 
-// Indices for several axes. `values` is the shape of what is picked or written there: it tells how many
-// places a lone condition has.
+// How many places a lone condition has, told by the shape of what is picked or written there. Of what is
+// written, 1 may stand for any.
+std::optional<int64_t> places_of(const std::vector<Tensor>& indices, const Shape& x, const Shape& values) {
+  const auto at = lone_mask(indices);
+  if (!at) return std::nullopt;
+  const size_t behind = x.size() - *at - static_cast<size_t>(indices[*at].dim());
+  return values.size() > behind ? values[values.size() - 1 - behind] : 1;
+}
+
+// Indices for several axes; `values` is the shape of what is picked or written there.
 template <class N>
-Picks several_of(N& n, Local& l, const Shape& x, const Shape& values, bool broadcast) {
+Picks several_of(N& n, Local& l, const Shape& x, const Shape& values) {
   const auto indices = unpacked(l, n.indices_);
-  std::optional<int64_t> count;
-  if (const auto at = lone_mask(indices)) {
-    const size_t behind = x.size() - *at - static_cast<size_t>(indices[*at].dim());
-    const int64_t size = values.size() > behind ? values[values.size() - 1 - behind] : 1;
-    if (size != 1 || !broadcast) count = size;
-  }
-  return several(x, indices, l.out_options[0].device(), count);
+  return several(x, indices, l.device(), places_of(indices, x, values));
 }
 
 template <class N>
 void putting(const char* name) {
   writing<N>(name, [](auto& n, Local& l) {
-    return put_at(l, several_of(n, l, l.out_shape[0], ints(n.values_info.sym_sizes), true), n.accumulate);
+    const auto indices = unpacked(l, n.indices_);
+    const Shape values = ints(n.values_info.sym_sizes);
+    const auto count = places_of(indices, l.out_shape[0], values);
+    if (count == 1) {
+      const size_t axis = *lone_mask(indices);
+      return put_where(l, indices[axis], axis, values, n.accumulate);
+    }
+    return put_at(l, several(l.out_shape[0], indices, l.device(), count), n.accumulate);
   });
 }
 
@@ -120,13 +156,11 @@ void putting(const char* name) {
 void indexing() {
   group_reductions();
   // ---- picked -------------------------------------------------------------------------------------------
-  const auto by_several = [](auto& n, Local& l) {
-    return several_of(n, l, l.in_shape[0], l.out_shape[0], false);
-  };
+  const auto by_several = [](auto& n, Local& l) { return several_of(n, l, l.in_shape[0], l.out_shape[0]); };
   picking<gen::IndexBackward0>("IndexBackward0", by_several);
   picking<gen::UnsafeIndexBackward0>("UnsafeIndexBackward0", by_several);
   picking<gen::UnsafeMaskedIndexBackward0>("UnsafeMaskedIndexBackward0", [](auto& n, Local& l) {
-    Picks p = several_of(n, l, l.in_shape[0], l.out_shape[0], false);
+    Picks p = several_of(n, l, l.in_shape[0], l.out_shape[0]);
     p.weight = indicator(l, l.unpack(n.mask_));
     return p;
   });
@@ -169,14 +203,14 @@ void indexing() {
     const Shape places(index.sizes().begin(), index.sizes().end());
     return put_at(l, flat(l.out_shape[0], places, index), n.accumulate);
   });
-  writing<gen::UnsafeMaskedIndexPutAccumulateBackward0>(
-      "UnsafeMaskedIndexPutAccumulateBackward0", [](auto& n, Local& l) {
-        return added(l, [&] {
-          Picks p = several_of(n, l, l.out_shape[0], {}, true);
-          p.weight = indicator(l, l.unpack(n.mask_));
-          return p;
-        });
-      });
+  writing<gen::UnsafeMaskedIndexPutAccumulateBackward0>("UnsafeMaskedIndexPutAccumulateBackward0",
+                                                        [](auto& n, Local& l) {
+                                                          return added(l, [&] {
+                                                            Picks p = several_of(n, l, l.out_shape[0], {});
+                                                            p.weight = indicator(l, l.unpack(n.mask_));
+                                                            return p;
+                                                          });
+                                                        });
   {
     // The elements of the source, in order, go where the mask holds.
     using N = gen::MaskedScatterBackward0;

@@ -13,7 +13,7 @@
 //     curve  dgx   = -gr / n (r^2 N(dx) - 2 r^3 h mean(h dx))
 //
 // In evaluation mode the statistics of batch norm are constants: N(t) = r t, and only the products with w
-// bend.
+// bend. Where a layer only divides by the root of the mean square, all this holds with 0 for mean(t).
 #include "reduction.h"
 
 namespace hesse::rules {
@@ -25,6 +25,7 @@ struct Layout {
   Axes axes;  // of x
   Shape w;
   bool constant = false;  // the statistics
+  bool centred = true;    // the mean is taken off
 };
 
 // A tangent of x with its means, of the kept shape.
@@ -44,16 +45,17 @@ struct Layer {
   Moved moved(Tangent t) const {
     Moved m{std::move(t), {}, {}};
     if (at.constant) return m;
-    m.mean = mean(m.t);
+    if (at.centred) m.mean = mean(m.t);
     m.h_mean = mean(scale(m.t, l.saved[0]));
     return m;
   }
   Tangent jacobian(const Moved& m) const {
     if (at.constant) return scale(m.t, l.saved[1]);
-    return scale(minus(minus(m.t, wide(m.mean)), scale(wide(m.h_mean), l.saved[0])), l.saved[1]);
+    const Tangent t = at.centred ? minus(m.t, wide(m.mean)) : m.t;
+    return scale(minus(t, scale(wide(m.h_mean), l.saved[0])), l.saved[1]);
   }
   Tensor jacobian(const Tensor& t, const Tensor& h_mean) const {
-    return l.saved[1] * (t - mean(t) - l.saved[0] * h_mean);
+    return l.saved[1] * ((at.centred ? t - mean(t) : t) - l.saved[0] * h_mean);
   }
   // The mean and r are outputs that something reads.
   bool used(size_t o) const { return o < l.used.size() && l.used[o]; }
@@ -138,17 +140,18 @@ Tangents curve(const Layer& layer, const std::vector<Tensor>& gys, const Tangent
   return dgx;
 }
 
-// layout(node, x's shape) -> Layout; statistics(node, local, x, layout) -> {mean, r}.
+// layout(node, x's shape) -> Layout; statistics(node, local, x, layout) -> {mean, r}; undefined: no mean.
 template <class N, class L, class S>
-void normalisation(const char* name, L layout, S statistics) {
+void normalisation(const char* name, L layout, S statistics, Rule::Covers covers = {}) {
   auto layer = [layout](Local& l) { return Layer{l, layout(node<N>(l), l.out_shape[0])}; };
   Rule rule;
+  rule.covers = std::move(covers);
   rule.save = [layout, statistics](Local& l) {
     auto& n = node<N>(l);
     const Layout at = layout(n, l.out_shape[0]);
     const Tensor x = l.unpack(n.input_).reshape(at.axes.in), w = l.unpack(n.weight_);
     const auto [mean, r] = statistics(n, l, x, at);
-    l.saved = {(x - mean) * r, r, w.defined() ? w.reshape(at.w) : Tensor()};
+    l.saved = {(mean.defined() ? x - mean : x) * r, r, w.defined() ? w.reshape(at.w) : Tensor()};
   };
   rule.push = [layer](Local& l, const Tangents& dx) { return push(layer(l), dx); };
   rule.pull = [layer](Local& l, const Tangents& dgy) { return pull(layer(l), dgy); };
@@ -171,6 +174,15 @@ MeanAndScale live(const Tensor& x, const Tensor& mean, const Tensor& r, const La
 }
 
 template <class N>
+double eps_of(const N& n) {
+  if constexpr (requires { n.epsilon; }) {
+    return n.epsilon;
+  } else {
+    return n.eps;
+  }
+}
+
+template <class N>
 void batch_norm(const char* name) {
   const auto training = [](auto& n) {
     if constexpr (requires { n.training; }) {
@@ -189,7 +201,7 @@ void batch_norm(const char* name) {
         if (training(n)) return live(x, l.unpack(n.result1_), l.unpack(n.result2_), at);
         if constexpr (requires { n.running_mean_; }) {
           return {l.unpack(n.running_mean_).reshape(at.w),
-                  (l.unpack(n.running_var_).reshape(at.w) + n.eps).rsqrt()};
+                  (l.unpack(n.running_var_).reshape(at.w) + eps_of(n)).rsqrt()};
         } else {
           return live(x, l.unpack(n.result1_), l.unpack(n.result2_), at);
         }
@@ -272,21 +284,34 @@ void weight_norm() {
 }  // namespace
 
 void norms() {
+  const auto last_axes = [](auto& n, const Shape& x) {
+    Layout at;
+    Shape last;
+    for (size_t a = x.size() - n.normalized_shape.size(); a < x.size(); ++a) {
+      last.push_back(static_cast<int64_t>(a));
+      at.w.push_back(x[a]);
+    }
+    at.axes = axes_of(x, last);
+    return at;
+  };
   normalisation<gen::NativeLayerNormBackward0>(
-      "NativeLayerNormBackward0",
-      [](auto& n, const Shape& x) {
-        Layout at;
-        Shape last;
-        for (size_t a = x.size() - n.normalized_shape.size(); a < x.size(); ++a) {
-          last.push_back(static_cast<int64_t>(a));
-          at.w.push_back(x[a]);
-        }
-        at.axes = axes_of(x, last);
-        return at;
-      },
-      [](auto& n, Local& l, const Tensor& x, const Layout& at) {
+      "NativeLayerNormBackward0", last_axes, [](auto& n, Local& l, const Tensor& x, const Layout& at) {
         return live(x, l.unpack(n.result1_), l.unpack(n.result2_), at);
       });
+  normalisation<gen::FusedRmsNormBackward0>(
+      "FusedRmsNormBackward0",
+      [last_axes](auto& n, const Shape& x) {
+        Layout at = last_axes(n, x);
+        at.centred = false;
+        return at;
+      },
+      [](auto& n, Local& l, const Tensor& x, const Layout& at) -> MeanAndScale {
+        const Tensor r = l.unpack(n.result1_).detach().reshape(at.axes.kept);
+        if (!c10::GradMode::is_enabled()) return {Tensor(), r};
+        const Tensor square = x.square().mean(at.axes.gone, true);
+        return {Tensor(), r * ((square - square.detach()) * r.square() + 1).rsqrt()};
+      },
+      [](Local& l) { return l.used.size() < 2 || !l.used[1]; });  // r itself is asked for
   normalisation<gen::NativeGroupNormBackward0>(
       "NativeGroupNormBackward0",
       [](auto& n, const Shape&) {
@@ -302,6 +327,8 @@ void norms() {
   batch_norm<gen::NativeBatchNormLegitBackward1>("NativeBatchNormLegitBackward1");
   batch_norm<gen::NativeBatchNormLegitNoTrainingBackward0>("NativeBatchNormLegitNoTrainingBackward0");
   batch_norm<gen::BatchNormWithUpdateBackward0>("BatchNormWithUpdateBackward0");
+  batch_norm<gen::CudnnBatchNormBackward0>("CudnnBatchNormBackward0");
+  batch_norm<gen::MiopenBatchNormBackward0>("MiopenBatchNormBackward0");
   weight_norm();
 }
 

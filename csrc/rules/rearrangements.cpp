@@ -103,6 +103,20 @@ using Padding = std::vector<PaddedAxis>;
 int64_t mirrored(int64_t i, int64_t n) { return (n - 1) - std::abs((n - 1) - std::abs(i)); }
 int64_t nearest(int64_t i, int64_t n) { return std::clamp<int64_t>(i, 0, n - 1); }
 
+// The list on a device, run by run.
+Tensor counted(const std::vector<int64_t>& list, const at::TensorOptions& options) {
+  const auto n = static_cast<int64_t>(list.size());
+  std::vector<Tensor> runs;
+  for (int64_t i = 0, end = 0; i < n; i = end) {
+    const int64_t step = i + 1 < n ? list[i + 1] - list[i] : 1;
+    end = i + 1;
+    while (end < n && list[end] - list[end - 1] == step) ++end;
+    runs.push_back(step == 0 ? at::full({end - i}, list[i], options)
+                             : at::arange(list[i], list[i] + (end - i) * step, step, options));
+  }
+  return at::cat(runs);
+}
+
 PaddedAxis padded_axis(const Shape& in, int64_t dim, const std::vector<int64_t>& source, at::Device device) {
   constexpr size_t most = 9;
   const auto length = static_cast<int64_t>(source.size());
@@ -116,9 +130,7 @@ PaddedAxis padded_axis(const Shape& in, int64_t dim, const std::vector<int64_t>&
     axis.blocks.push_back(std::move(b));
   }
   if (axis.blocks.size() > most) {
-    const Tensor index =
-        constant([&] { return at::tensor(source, at::kLong).to(device, /*non_blocking=*/true); });
-    axis.picks = along_vector(in, dim, index);
+    axis.picks = along_vector(in, dim, counted(source, at::TensorOptions(device).dtype(at::kLong)));
   }
   return axis;
 }

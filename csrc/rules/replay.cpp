@@ -59,6 +59,7 @@ class StepLedger {
     const int64_t alive = outer_.live_bytes + outer_.step_bytes;
     if (outer_.budget_bytes > 0) own_.budget_bytes = std::max<int64_t>(1, outer_.budget_bytes - alive);
     own_.piece_bytes = outer_.piece_bytes;
+    own_.room = outer_.room;
     scope_.emplace(own_);
   }
   ~StepLedger() {

@@ -36,6 +36,7 @@ class Scenario:
         reference: the same function, such that torch differentiates it twice; ``fn`` if None.
         skips: layout -> the reason why it does not apply.
         driven: no rule covers these nodes as they are here: they run by the autograd rule.
+        on: type of the only device that has the op, or a stand-in for it; "": any.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Scenario:
     reference: Callable[..., torch.Tensor | tuple[torch.Tensor, ...]] | None = None
     skips: Mapping[str, str] = field(default_factory=dict)
     driven: bool = False
+    on: str = ""
 
     def domain(self, i: int) -> Interval:
         return self.domains[i if len(self.domains) > 1 else 0]
@@ -104,13 +106,14 @@ class Case:
         return {"rtol": 1e-9, "atol": 1e-11}
 
     def inputs(self) -> list[torch.Tensor]:
-        """Leaves; those that are active require grad."""
+        """Leaves on the default device, the same on each; those that are active require grad."""
         s = self.scenario
         generator = torch.Generator().manual_seed(zlib.crc32(str(self).encode()))
         inputs = []
         for i, shape in enumerate(self._shapes()):
             low, high = s.domain(i)
-            x = torch.rand(shape, generator=generator, dtype=torch.float64) * (high - low) + low
+            x = torch.rand(shape, generator=generator, dtype=torch.float64, device="cpu")
+            x = (x * (high - low) + low).to(torch.get_default_device())
             x = self._lay_out(x).to(self._dtype(i)).detach()
             active = not self.layout.startswith("only input") or int(self.layout[-1]) == i
             inputs.append(x.requires_grad_(active))
@@ -148,7 +151,8 @@ def _collect() -> Iterator[Scenario]:
         yield from importlib.import_module(f"{__name__}.{module.name}").SCENARIOS
 
 
-TABLE: tuple[Scenario, ...] = tuple(_collect())
+ALL: tuple[Scenario, ...] = tuple(_collect())
+TABLE: tuple[Scenario, ...] = tuple(s for s in ALL if s.on in ("", torch.get_default_device().type))
 CASES: dict[Scenario, list[Case]] = {
     s: [Case(s, layout) for layout in LAYOUTS if compatible(s, layout) and layout not in s.skips]
     for s in TABLE

@@ -66,7 +66,8 @@ NO_BACKWARD = {
 
 def sdpa(mask=None, **options):
     def fn(q, k, v):
-        return F.scaled_dot_product_attention(q, k, v, mask, **options)
+        there = None if mask is None else mask.to(q.device)
+        return F.scaled_dot_product_attention(q, k, v, there, **options)
 
     return fn
 
@@ -103,7 +104,7 @@ FLOAT = torch.linspace(-1, 1, 9, dtype=torch.float64).reshape(3, 3)
 
 
 def bias_like(q):
-    return FLOAT.to(q.dtype)
+    return FLOAT.to(q.device, q.dtype)
 
 
 CPU = tuple(
@@ -113,6 +114,7 @@ CPU = tuple(
         sdpa(**options),
         shapes,
         reference=by_definition(**options),
+        on="cpu",
     )
     for case, options, shapes in (
         ("", {}, SMALL),
@@ -137,6 +139,7 @@ SCENARIOS = (
         lambda q, k, v: F.scaled_dot_product_attention(q, k, v, bias_like(q)),
         SMALL,
         reference=lambda q, k, v: attention(q, k, v, bias_like(q)),
+        on="cpu",
     ),
     Scenario(
         "attention of itself",
@@ -144,6 +147,7 @@ SCENARIOS = (
         lambda x: F.scaled_dot_product_attention(x, x, x),
         SMALL[:1],
         reference=lambda x: attention(x, x, x),
+        on="cpu",
     ),
     Scenario(
         "flash attention of a GPU",
@@ -151,6 +155,7 @@ SCENARIOS = (
         flash,
         SMALL,
         skips=NO_BACKWARD,
+        on="cpu",
         reference=lambda q, k, v: attention(q, k, v, causal=True),
     ),
     Scenario(
@@ -159,6 +164,7 @@ SCENARIOS = (
         efficient,
         SMALL,
         skips=NO_BACKWARD,
+        on="cpu",
         reference=lambda q, k, v: attention(q, k, v, causal=True),
     ),
     Scenario(
@@ -167,6 +173,7 @@ SCENARIOS = (
         efficient,
         (*SMALL, (2, 2, 3, 3)),
         skips=NO_BACKWARD,
+        on="cpu",
         reference=lambda q, k, v, bias: attention(q, k, v, bias, causal=True),
     ),
     Scenario(
@@ -175,6 +182,7 @@ SCENARIOS = (
         cudnn,
         SMALL,
         skips=NO_BACKWARD,
+        on="cpu",
         reference=lambda q, k, v: attention(q, k, v, torch.linspace(-1, 1, 3, dtype=q.dtype)),
     ),
     Scenario(
@@ -183,14 +191,16 @@ SCENARIOS = (
         overrideable,
         (*SMALL, (3, 3)),
         skips=NO_BACKWARD,
+        on="cpu",
         reference=lambda q, k, v, bias: attention(q, k, v, bias, scale=0.7),
     ),
     Scenario(
         "attention of another device, with a mask",
         ("ScaledDotProductFusedAttentionOverrideableBackward0",),
-        lambda q, k, v: overrideable(q, k, v, NONE),
+        lambda q, k, v: overrideable(q, k, v, NONE.to(q.device)),
         SMALL,
         skips=NO_BACKWARD,
-        reference=lambda q, k, v: attention(q, k, v, NONE, scale=0.7),
+        on="cpu",
+        reference=lambda q, k, v: attention(q, k, v, NONE.to(q.device), scale=0.7),
     ),
 )

@@ -17,9 +17,9 @@ def embedding(name, shape=(4, 3), **options):
     return Scenario(
         f"embedding, {name}",
         ("EmbeddingBackward0",),
-        lambda w: F.embedding(entries, w, **options),
+        lambda w: F.embedding(entries.to(w.device), w, **options),
         (shape,),
-        reference=lambda w: F.embedding(entries, w, **plain),
+        reference=lambda w: F.embedding(entries.to(w.device), w, **plain),
     )
 
 
@@ -33,7 +33,7 @@ def bag(name, entries, offsets, mode="sum", weighted=False, padding=None, last=F
 
     def fn(w, *p):
         return F.embedding_bag(
-            entries,
+            entries.to(w.device),
             w,
             index(*offsets),
             mode=mode,
@@ -89,7 +89,7 @@ def scattered(how, include, at=None, name="", reference=None):
     places = some(3, 5)
 
     def fn(x, v):
-        return x.scatter_reduce(1, places, v, how, include_self=include)
+        return x.scatter_reduce(1, places.to(x.device), v, how, include_self=include)
 
     return Scenario(
         f"scatter_reduce, {how}{name}{', with itself' if include else ''}",
@@ -105,7 +105,7 @@ def indexed(how, include):
     return Scenario(
         f"index_reduce, {how}{', with itself' if include else ''}",
         ("IndexReduceBackward0",),
-        lambda x, v: x.index_reduce(1, places, v, how, include_self=include),
+        lambda x, v: x.index_reduce(1, places.to(x.device), v, how, include_self=include),
         ((2, 4), (2, 4)),
     )
 
@@ -152,7 +152,8 @@ def segmented(how, name="", shape=(6, 2), axis=0, initial=None, zeros=False, **w
         return torch.cat([x[:1] - x[:1].detach(), x[1:]]) if zeros else x
 
     def fn(x):
-        return torch.segment_reduce(at(x), how, axis=axis, initial=initial, **by)
+        there = {k: t.to(x.device) for k, t in by.items()}
+        return torch.segment_reduce(at(x), how, axis=axis, initial=initial, **there)
 
     def line(x, ends, lengths):
         parts = []

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from . import Scenario
+from .attention import NO_BACKWARD, STAND_INS
 
 EPS = 1e-3
 
@@ -218,6 +219,70 @@ BATCH = tuple(
 )
 
 
+# ---- the kernels of GPUs, of which the CPU has stand-ins -----------------------------------------
+
+
+def gpu_batch_norm(x, w, b, mean, var, training, momentum, eps):
+    y, *saved = torch.native_batch_norm(x, w, b, mean, var, training, momentum, eps)
+    saved = saved if training else [x.new_empty(0)] * 2
+    return y, *saved
+
+
+def gpu_rms_norm(x, shape, w, eps):
+    r = (x.square().mean(tuple(range(-len(shape), 0)), True) + eps).rsqrt()
+    return x * r if w is None else x * r * w, r
+
+
+def cudnn_batch_norm(x, *args):
+    return *gpu_batch_norm(x, *args), x.new_empty(0)
+
+
+STAND_INS.impl("cudnn_batch_norm", cudnn_batch_norm, "CPU")
+STAND_INS.impl("miopen_batch_norm", gpu_batch_norm, "CPU")
+
+
+def of_gpu(op, training: bool):
+    def call(x, w, b, mean, var):
+        w = torch.ones_like(mean) if w is None else w
+        return op(x.contiguous(), w, b, mean, var, training, 0.1, EPS)[0]
+
+    return batch(training, call)
+
+
+def fused_rms(axes: int):
+    def fn(x, w=None):
+        with torch.library._scoped_library("aten", "IMPL") as library:  # F.rms_norm calls it too
+            library.impl("_fused_rms_norm", gpu_rms_norm, "CPU")
+            return aten._fused_rms_norm(x, x.shape[x.dim() - axes :], w, EPS)[0]
+
+    def reference(x, w=None):
+        return affine(x * (x.square().mean(tuple(range(-axes, 0)), True) + EPS).rsqrt(), w, None)
+
+    return fn, reference
+
+
+GPU = tuple(
+    Scenario(name, (node,), fn, shapes, reference=reference, skips=NO_BACKWARD, on="cpu")
+    for name, node, (fn, reference), shapes in (
+        *(
+            (f"{library}'s batch_norm{case}", f"{library}BatchNormBackward0", fns, shapes)
+            for library, op in (
+                ("Cudnn", aten.cudnn_batch_norm),
+                ("Miopen", aten.miopen_batch_norm),
+            )
+            for case, fns, shapes in (
+                (", training", of_gpu(op, True), ((4, 4),)),
+                (", training, with bias", of_gpu(op, True), ((2, 4, 4), (4,), (4,))),
+                (", evaluation", of_gpu(op, False), ((3, 4, 4), (4,), (4,))),
+            )
+        ),
+        ("fused rms_norm", "FusedRmsNormBackward0", fused_rms(1), ((4, 4),)),
+        ("fused rms_norm, weighted", "FusedRmsNormBackward0", fused_rms(1), ((4, 4), (4,))),
+        ("fused rms_norm of two axes", "FusedRmsNormBackward0", fused_rms(2), ((2, 3, 3), (3, 3))),
+    )
+)
+
+
 # ---- of weights ----------------------------------------------------------------------------------
 
 
@@ -248,4 +313,4 @@ WEIGHT = tuple(
     )
 )
 
-SCENARIOS = (*LAYER, *RMS, *GROUP, *BATCH, *WEIGHT)
+SCENARIOS = (*LAYER, *RMS, *GROUP, *BATCH, *GPU, *WEIGHT)

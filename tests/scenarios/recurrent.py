@@ -133,7 +133,9 @@ def layer_scenario(
         options = biases, depth, 0.0, True, both, bool(first)
         return layers(cell, x, w, hx, cx, options, sizes)[: 3 if cell == LSTM else 2]
 
-    return Scenario(name, (node,), fn, (x, *states, *each), reference=reference, skips=NO_BACKWARD)
+    return Scenario(
+        name, (node,), fn, (x, *states, *each), reference=reference, skips=NO_BACKWARD, on="cpu"
+    )
 
 
 CUDNN = tuple(
@@ -178,6 +180,7 @@ ONEDNN = tuple(
         ((3, 2, FEATURES), *GATED, (2, HIDDEN), (2, HIDDEN)),
         reference=reference,
         skips=NO_BACKWARD,
+        on="cpu",
     )
     for case, (fn, reference) in (("", onednn_layer(False)), (", backwards", onednn_layer(True)))
 )
@@ -190,6 +193,7 @@ CELLS = tuple(
         ((2, gates), (2, gates), (2, 2), *((gates,),) * biases),
         reference=lambda *inputs, cell=cell, outputs=outputs: cell(*inputs)[:outputs],
         skips=NO_BACKWARD,
+        on="cpu",
     )
     for name, node, op, cell, gates, outputs, biases in (
         ("LSTM cell", "ThnnFusedLstmCellBackward0", aten._thnn_fused_lstm_cell, lstm_cell, 8, 2, 2),

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from . import Scenario
+from .attention import NO_BACKWARD, STAND_INS
 
 # ---- interpolation -------------------------------------------------------------------------------
 
@@ -176,6 +177,18 @@ def sampling(rank, mode, padding, align, x, grid):
     )
 
 
+STAND_INS.impl("cudnn_grid_sampler", lambda x, g: F.grid_sample(x, g, align_corners=True), "CPU")
+CUDNN = Scenario(
+    "cuDNN's grid_sample",
+    ("CudnnGridSamplerBackward0",),
+    torch.ops.aten.cudnn_grid_sampler,
+    ((2, 2, 3, 4), (2, 3, 2, 2)),
+    ((-2.0, 2.0), (-1.7, 1.7)),
+    reference=lambda x, g: sampled(x, g, "bilinear", "zeros", True),
+    skips=NO_BACKWARD,
+    on="cpu",
+)
+
 GRIDS = tuple(
     sampling(rank, mode, padding, align, x, grid)
     for rank, modes, x, grid in (
@@ -228,4 +241,4 @@ PATCHES = tuple(
     )
 )
 
-SCENARIOS = (*NEAREST, *SMOOTH, *SMOOTHED, *BACK, *GRIDS, *AFFINE, *PATCHES)
+SCENARIOS = (*NEAREST, *SMOOTH, *SMOOTHED, *BACK, *GRIDS, CUDNN, *AFFINE, *PATCHES)
