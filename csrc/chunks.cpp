@@ -1,7 +1,7 @@
 #include "chunks.h"
-#include "reads.h"
 
 #include "memory.h"
+#include "reads.h"
 
 #include <ATen/ATen.h>
 #include <c10/util/Exception.h>
