@@ -64,7 +64,7 @@ def main(argv: list[str] | None = None) -> int:
     options = parser().parse_args(argv)
     if options.device == "cuda" and not torch.cuda.is_available():
         parser().error("--device cuda: this torch finds no GPU")
-    set_up()
+    set_up(options.device)
     console = Console(width=None if sys.stdout.isatty() else 180)
     names = options.problems or PROBLEMS
     cases = [(name, size) for name in names for size in _sizes(name, options)]

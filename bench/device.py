@@ -34,8 +34,10 @@ def release() -> None:
         torch.cuda.empty_cache()
 
 
-def set_up() -> None:
-    """Before a run: TF32 off, also for convolutions; JAX takes memory as it needs it."""
+def set_up(device: str) -> None:
+    """Before a run on a GPU: TF32 off, also for convolutions; JAX takes memory as it needs it."""
+    if device == "cpu":
+        return
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
