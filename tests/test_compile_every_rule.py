@@ -9,7 +9,6 @@ import hesse
 pytestmark = pytest.mark.ours
 
 
-
 @pytest.fixture(scope="module", autouse=True)
 def _one_thread():
     threads = torch.get_num_threads()

@@ -17,7 +17,7 @@ _warned: set[str] = set()
 
 
 class FallbackWarning(UserWarning):
-    """A whole call went through plain autograd instead of the engine, or eagerly instead of compiled."""
+    """A whole call went through plain autograd, or a compiled one runs eagerly."""
 
 
 class FallbackError(RuntimeError):
