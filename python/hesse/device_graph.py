@@ -25,7 +25,7 @@ LARGE = 1 << 20  # bytes; below, a copy costs less than the launches of the ops 
 
 def new_stream(device: torch.device) -> Any:
     """A stream to record and to capture on: what a library sets up on it is then there."""
-    return torch.cuda.Stream(device)
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
 @contextmanager
@@ -50,7 +50,7 @@ class DevicePlayer:
         self._tape, self._device = tape, stream.device
         self._end = tape.first_of_outputs(LARGE)
         self._graph: Any = torch.cuda.CUDAGraph()
-        self._done = torch.cuda.Event()
+        self._done = torch.cuda.Event()  # type: ignore[no-untyped-call]
         self._lock = threading.Lock()
         try:
             with torch.cuda.device(self._device), torch.cuda.graph(self._graph, stream=stream):

@@ -1,8 +1,7 @@
 """A recording of what a call computes, or the reason why it cannot be played.
 
-with recording() as taken:  answer(func, inputs)     ops of PyTorch ----> _C.Tape
-                                                     kernels of hesse --> _C.Tape
-values that leave for Python (item, tolist, ...)  ->  a reason
+Ops of PyTorch and kernels of hesse go on a ``_C.Tape``; values that leave for Python (``item``,
+``tolist``, ...) are a reason.
 """
 
 from __future__ import annotations
