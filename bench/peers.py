@@ -96,16 +96,16 @@ def _hesse(case: Case) -> Ready:
 
 def _hesse_compile(case: Case) -> Ready:
     hesse = _ours()
-    if not hasattr(hesse, "compile"):
-        raise Refusal(f"hesse {hesse.__version__} has no compile")
 
     def record() -> Callable[..., Any]:
         run = hesse.compile(case.func, case.args)
-        run(*case.inputs)
+        if run.eager is not None:
+            raise Refusal(f"runs eagerly: {run.eager}")
+        run(case.args)
         return run
 
     held, run = peak(record)
-    return Ready(partial(run, *case.inputs), held=held)
+    return Ready(partial(run, case.args), held=held)
 
 
 def _functional(case: Case, **flags: Any) -> Ready:
