@@ -66,6 +66,9 @@ void bind_tape(py::module_& m) {
       .def(
           "take", [](Player& p) { return p.tape.take(); }, release())
       .def(
+          "only_on", [](const Player& p, const Tensor& like) { return p.tape.only_on(like.device()); },
+          py::arg("like"))
+      .def(
           "first_of_outputs", [](const Player& p, size_t n) { return p.tape.first_of_outputs(n); },
           py::arg("bytes"))
       .def("pin", [](Player& p, size_t end) { p.tape.pin(end); }, py::arg("end"));

@@ -392,6 +392,20 @@ std::vector<Tensor> Tape::take() {
   return results;
 }
 
+bool Tape::only_on(c10::Device device) const {
+  bool only = true;
+  auto look = [&](const Tensor& t) {
+    if (t.defined() && t.device() != device && !t.unsafeGetTensorImpl()->is_wrapped_number()) only = false;
+  };
+  for (const Entry& entry : entries_) {
+    only = only && !entry.checks;
+    for (const IValue& value : entry.args) each_tensor(value, look);
+    for (const auto* tensors : {&entry.tensors, &entry.made})
+      std::for_each(tensors->begin(), tensors->end(), look);
+  }
+  return only;
+}
+
 size_t Tape::first_of_outputs(size_t bytes) const {
   for (size_t e = 0; e < entries_.size(); ++e) {
     for (const Place p : entries_[e].writes) {

@@ -57,6 +57,8 @@ class Tape final : public kernels::Recorder {
 
   // ---- the first part in a graph of the device ------------------------------------------------------------
 
+  // Whether a graph of this device can play entries: all tensors are there, and the host compares none.
+  bool only_on(c10::Device device) const;
   // Entries before this one make no output of at least so many bytes.
   size_t first_of_outputs(size_t bytes) const;
   // What entries before `end` made stays where it is, for as long as a graph plays them.

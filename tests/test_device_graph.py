@@ -56,7 +56,7 @@ def player(stream, x, answer=hesse.hessian):
     """The tape of one call, played by a graph as far as that goes."""
     compiled = hesse.compile(rosenbrock, x, answer=answer)
     tape = compiled._players[0]._tape
-    result = device_graph.DevicePlayer(tape, stream)
+    result = device_graph.DevicePlayer(tape, stream, x)
     result._graph.tape, result._graph.end = tape, result._end
     return result, tape
 
@@ -98,8 +98,22 @@ def test_what_cannot_be_captured_is_said_and_played_op_by_op(stand_in, monkeypat
     compiled = hesse.compile(rosenbrock, torch.rand(5))
     tape = compiled._players[0]._tape
     with pytest.warns(hesse.FallbackWarning, match="without a CUDA graph: operation not permitted"):
-        played = device_graph.DevicePlayer(tape, stand_in)
+        played = device_graph.DevicePlayer(tape, stand_in, torch.rand(5))
     x = torch.rand(5)
     torch.testing.assert_close(played.play([x])[0], hesse.hessian(rosenbrock, x))
     with hesse.fallback("error"), pytest.raises(hesse.FallbackError, match="cannot capture"):
-        device_graph.DevicePlayer(tape, stand_in)
+        device_graph.DevicePlayer(tape, stand_in, x)
+
+
+def test_tensors_of_another_device_or_checks_by_the_host_are_not_captured(stand_in):
+    def func(x):
+        return (torch.softmax(x, 0) ** 3).sum()  # the host looks whether a row is lost
+
+    tape = hesse.compile(func, torch.rand(5))._players[0]._tape
+    assert not tape.only_on(torch.empty(1))
+    tape = hesse.compile(rosenbrock, torch.rand(5))._players[0]._tape
+    assert tape.only_on(torch.empty(1)) and not tape.only_on(torch.empty(1, device="meta"))
+    with pytest.warns(hesse.FallbackWarning, match="on another device"):
+        played = device_graph.DevicePlayer(tape, stand_in, torch.empty(1, device="meta"))
+    x = torch.rand(5)
+    torch.testing.assert_close(played.play([x])[0], hesse.hessian(rosenbrock, x))

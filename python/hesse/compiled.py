@@ -30,13 +30,14 @@ def compile(
 
     A recording holds every op that ran, forward, linearization, sweeps and assembly, with its
     memory planned: playing it runs no Python, records no graph and decides nothing. On a CUDA
-    device one CUDA graph plays it. Inputs of another shape, dtype or device are recorded anew, when
+    device one CUDA graph plays it; where it cannot (tensors of the host take part, an op waits for
+    the device), ops are played one by one, and a :class:`hesse.FallbackWarning` says so. Inputs of another shape, dtype or device are recorded anew, when
     they first come.
 
     What is played is the recorded program:
 
     - ``func`` does not run again. Numbers and branches of Python are those of the recording; its
-      side effects do not happen.
+      side effects (prints, counters, seeds) do not happen.
     - Tensors that ``func`` closes over are read at every call: what is written into them in place
       is seen, another tensor under the same name (``p.data = ...``) is not. What ``func`` writes
       into such a tensor in place is written at every call.
@@ -132,7 +133,7 @@ class Compiled:
         """What the host read before is otherwise now."""
         with self._lock:
             if player in self._players:
-                self._players.remove(player)
+                self._players = [p for p in self._players if p is not player]
                 self._changes += 1
             if self._changes > CHANGES:
                 return self._give_up("what is computed depends on values", inputs)
@@ -173,7 +174,7 @@ class Compiled:
                 self._stay_eager(reason)
                 return result
             around = _surroundings(leaves[0])
-            player = _Player(taken.tape, spec, out_spec, around, stream)
+            player = _Player(taken.tape, spec, out_spec, around, static[0], stream)
             self._players = [player, *self._players[: RECORDINGS - 1]]
             self.recordings += 1
             for t in outputs if stream else []:  # made on one stream, used on another
@@ -190,10 +191,11 @@ class _Player:
         spec: Any,
         out_spec: Any,
         around: tuple[Any, ...],
+        like: Tensor,
         stream: Any,
     ) -> None:
         self._tape, self._spec, self._out_spec, self._around = tape, spec, out_spec, around
-        self._play = tape.play if stream is None else DevicePlayer(tape, stream).play
+        self._play = tape.play if stream is None else DevicePlayer(tape, stream, like).play
 
     def takes(self, leaves: list[Tensor], spec: Any, around: tuple[Any, ...]) -> bool:
         return self._around == around and self._spec == spec and self._tape.fits(leaves)

@@ -41,29 +41,36 @@ def on_stream(stream: Any) -> Iterator[None]:
 class DevicePlayer:
     """Plays a tape of one CUDA device."""
 
-    def __init__(self, tape: _C.Tape, stream: Any) -> None:
-        """Capture the first part of a tape that was recorded on ``stream``.
+    def __init__(self, tape: _C.Tape, stream: Any, like: Tensor) -> None:
+        """Capture the first part of a tape that was recorded on ``stream``, for inputs ``like`` this.
 
         Raises:
             FallbackError: it cannot be captured and :func:`hesse.fallback` is ``"error"``.
         """
         self._tape, self._device = tape, stream.device
         self._end = tape.first_of_outputs(LARGE)
-        self._graph: Any = torch.cuda.CUDAGraph()
+        self._graph: Any = None
         self._done = torch.cuda.Event()  # type: ignore[no-untyped-call]
         self._lock = threading.Lock()
         try:
-            with torch.cuda.device(self._device), torch.cuda.graph(self._graph, stream=stream):
-                tape.run(0, self._end)
+            self._capture(stream, like)
         except RuntimeError as error:
             reason = str(error).splitlines()[0]
-            self._graph, self._end = None, 0
+            self._end = 0
             act(
                 reason,
                 f"hesse.compile cannot capture the call in a CUDA graph: {reason}.",
                 f"hesse.compile plays its ops one by one, without a CUDA graph: {reason}.",
             )
         tape.pin(self._end)
+
+    def _capture(self, stream: Any, like: Tensor) -> None:
+        if not self._tape.only_on(like):
+            raise RuntimeError("some of its tensors are on another device, or compared by the host")
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.device(self._device), torch.cuda.graph(graph, stream=stream):
+            self._tape.run(0, self._end)
+        self._graph = graph
 
     def play(self, inputs: list[Tensor]) -> list[Tensor]:
         """The outputs for these inputs, on the current stream."""
