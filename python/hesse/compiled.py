@@ -31,8 +31,8 @@ def compile(
     A recording holds every op that ran, forward, linearization, sweeps and assembly, with its
     memory planned: playing it runs no Python, records no graph and decides nothing. On a CUDA
     device one CUDA graph plays it; where it cannot (tensors of the host take part, an op waits for
-    the device), ops are played one by one, and a :class:`hesse.FallbackWarning` says so. Inputs of another shape, dtype or device are recorded anew, when
-    they first come.
+    the device), ops are played one by one, and a :class:`hesse.FallbackWarning` says so. Inputs of
+    another shape, dtype or device are recorded anew, when they first come.
 
     What is played is the recorded program:
 

@@ -42,7 +42,12 @@ class DevicePlayer:
     """Plays a tape of one CUDA device."""
 
     def __init__(self, tape: _C.Tape, stream: Any, like: Tensor) -> None:
-        """Capture the first part of a tape that was recorded on ``stream``, for inputs ``like`` this.
+        """Capture the first part of a tape.
+
+        Args:
+            tape: of one call.
+            stream: on which that ran.
+            like: one of its inputs.
 
         Raises:
             FallbackError: it cannot be captured and :func:`hesse.fallback` is ``"error"``.
