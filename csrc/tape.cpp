@@ -366,7 +366,9 @@ void Tape::run(size_t begin, size_t end) {
       for (const Place p : entries_[e].released) memories_[p].storage->set_data_ptr_noswap({});
     }
   } catch (...) {
-    for (Memory& m : memories_) m.storage->set_data_ptr_noswap({});
+    for (Memory& m : memories_) {
+      if (!m.pinned) m.storage->set_data_ptr_noswap({});
+    }
     throw;
   }
 }

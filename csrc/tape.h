@@ -21,7 +21,7 @@ namespace hesse {
 
 using at::Tensor;
 
-// Also those in lists.
+// Calls f with the tensors of an argument or result, alone or in lists.
 void each_tensor(const at::IValue& value, const std::function<void(const Tensor&)>& f);
 
 // A run met values for which what the tape holds is not right.
@@ -50,7 +50,7 @@ class Tape final : public kernels::Recorder {
   // The given tensors have the shapes, dtypes and devices of the inputs.
   bool fits(const std::vector<Tensor>& given) const;
   void load(const std::vector<Tensor>& given);
-  // Throws Changed, and what the ops throw; no memory of the run is left then.
+  // Throws Changed, and what the ops throw; no memory of the run is left then but what is pinned.
   void run(size_t begin, size_t end);
   // The outputs of this run: their memory is now the caller's, or a copy of what is pinned.
   std::vector<Tensor> take();

@@ -124,6 +124,15 @@ def test_an_answer_that_no_op_makes_is_not_played():
     assert "no op" in compiled.eager and compiled(rand(3)) is matrix
 
 
+def test_an_answer_with_a_graph_is_not_played():
+    def differentiable(f, x):
+        return hesse.hessian(f, x.requires_grad_(), create_graph=True)
+
+    with hesse.fallback("silent"):
+        compiled = hesse.compile(rosenbrock, rand(3), answer=differentiable)
+    assert "no graph" in compiled.eager and compiled(rand(3)).requires_grad
+
+
 # ---- when it records -----------------------------------------------------------------------------
 
 

@@ -55,7 +55,7 @@ def compile(
         example_inputs: as ``answer`` takes them: a Tensor, a tuple of arguments, or another tree.
         answer: what to compute, called as ``answer(func, inputs)``: :func:`hesse.hessian`,
             :func:`hesse.value_grad_hessian`, :func:`hesse.batch_hessian`, or a function of yours
-            that returns a tree of Tensors.
+            that returns a tree of Tensors without a graph.
 
     Returns:
         A :class:`Compiled`: call it with inputs like the examples.
@@ -168,6 +168,8 @@ class Compiled:
             reason = taken.reason
             if reason is None and not all(isinstance(t, Tensor) for t in outputs):
                 reason = "the answer holds something that is no Tensor"
+            if reason is None and any(t.requires_grad for t in outputs):
+                reason = "the answer requires grad, and what is played records no graph"
             if reason is None:
                 reason = taken.tape.finish(static, outputs) or None
             if reason is not None:
