@@ -115,6 +115,7 @@ void Observer::end(const at::RecordFunction& call, at::ObserverContext* context)
     self.tape_.hides(frame->args, results);
   } else {
     self.leaf_ = nullptr;
+    if (call.outputs().empty() && !op.schema().returns().empty()) return;  // it threw
     self.tape_.ran(op, std::move(frame->args), results);
   }
 }

@@ -199,6 +199,20 @@ def test_errors_of_the_call_are_those_of_an_eager_one():
     assert_played(compiled, net, rand(2, 3))
 
 
+def test_an_op_that_failed_and_was_caught_is_not_played():
+    def func(x):
+        y = x.clone()
+        try:
+            with torch.no_grad():
+                y.add_(torch.ones(5, dtype=f64))
+        except RuntimeError:
+            y = y * 2
+        return (y**3).sum()
+
+    compiled = hesse.compile(func, rand(3))
+    assert_played(compiled, func, rand(3))
+
+
 # ---- values from outside -------------------------------------------------------------------------
 
 
