@@ -3,6 +3,7 @@
 #include <c10/core/impl/LocalDispatchKeySet.h>
 
 #include <algorithm>
+#include <atomic>
 
 namespace hesse {
 
@@ -11,7 +12,8 @@ namespace {
 using c10::DispatchKey;
 using c10::IValue;
 
-thread_local Observer* current = nullptr;
+// PyTorch runs the callbacks where they are wanted: autograd hands them on to its threads.
+std::atomic<Observer*> current = nullptr;
 
 bool excluded(DispatchKey key) { return c10::impl::tls_is_dispatch_key_excluded(key); }
 
@@ -56,32 +58,33 @@ Observer::Observer(Tape& tape, Reads reads)
     : tape_(tape),
       reads_(std::move(reads)),
       kernels_(tape),
-      previous_(current),
       handle_(at::addThreadLocalCallback(at::RecordFunctionCallback(&begin, &end)
                                              .needsInputs(true)
                                              .needsOutputs(true)
                                              .scopes({at::RecordScope::FUNCTION}))) {
-  current = this;
+  TORCH_CHECK(!current.exchange(this), "hesse: there is a recording already");
 }
 
 Observer::~Observer() {
   at::removeCallback(handle_);
-  current = previous_;
+  current = nullptr;
 }
 
 std::unique_ptr<at::ObserverContext> Observer::begin(const at::RecordFunction& call) {
   const auto name = call.operator_name();
-  if (!current || !name) return nullptr;
+  Observer* self = current;
+  if (!self || !name) return nullptr;
   auto frame = std::make_unique<Frame>();
   frame->op = c10::Dispatcher::singleton().findOp(*name);
   if (!frame->op) return nullptr;
   frame->args.assign(call.inputs().begin(), call.inputs().end());
-  if (current->leaf_) {
+  const std::scoped_lock lock(self->busy_);
+  if (self->leaf_) {
     frame->kind = Frame::inside;
   } else if (decomposes(*frame->op, frame->args)) {
     frame->kind = Frame::decomposed;
   } else {
-    current->leaf_ = frame.get();
+    self->leaf_ = frame.get();
   }
   return frame;
 }
@@ -89,7 +92,7 @@ std::unique_ptr<at::ObserverContext> Observer::begin(const at::RecordFunction& c
 void Observer::end(const at::RecordFunction& call, at::ObserverContext* context) {
   auto* frame = static_cast<Frame*>(context);
   if (!current || !frame) return;
-  Observer& self = *current;
+  Observer& self = *current.load();
   std::vector<Tensor> results;
   for (const IValue& value : call.outputs())
     each_tensor(value, [&](const Tensor& t) { results.push_back(t); });
@@ -103,6 +106,7 @@ void Observer::end(const at::RecordFunction& call, at::ObserverContext* context)
     }
     if (!written) self.reads_(op.schema().name());
   }
+  const std::scoped_lock lock(self.busy_);
   if (frame->kind == Frame::inside) {
     // What autograd saves of a tensor that is about to be overwritten is a copy that it makes first.
     const c10::FunctionSchema& outer = self.leaf_->op->schema();

@@ -7,6 +7,7 @@
 #include <ATen/record_function.h>
 
 #include <functional>
+#include <mutex>
 #include <string>
 
 namespace hesse {
@@ -16,7 +17,8 @@ class Observer {
   // The values of a result leave for the host, by the op of this name.
   using Reads = std::function<void(const std::string& op)>;
 
-  // Observes this thread for as long as it lives.
+  // Observes this thread for as long as it lives, and those on which autograd runs a backward pass for it;
+  // one at a time in the process.
   Observer(Tape& tape, Reads reads);
   ~Observer();
   Observer(const Observer&) = delete;
@@ -30,7 +32,7 @@ class Observer {
   Tape& tape_;
   Reads reads_;
   TapeScope kernels_;
-  Observer* previous_;
+  std::mutex busy_;
   Frame* leaf_ = nullptr;  // the op on the tape that runs now
   at::CallbackHandle handle_;
 };

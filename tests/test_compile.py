@@ -335,6 +335,24 @@ def test_threads_take_turns():
     assert not wrong and compiled.recordings == 1
 
 
+def test_threads_record_one_after_the_other():
+    wrong = []
+
+    def work(n):
+        for _ in range(5):
+            compiled = hesse.compile(rosenbrock, rand(n))
+            x = rand(n)
+            if not torch.allclose(compiled(x), hesse.hessian(rosenbrock, x)):
+                wrong.append(n)
+
+    threads = [threading.Thread(target=work, args=(n,)) for n in (3, 4, 5)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    assert not wrong
+
+
 # ---- what cannot be played -----------------------------------------------------------------------
 
 STORE = torch.zeros(3, dtype=f64)

@@ -36,6 +36,7 @@ def compile(
 
     What is played is the recorded program:
 
+    - What ``func`` computes on threads of its own is not seen, so it must not.
     - ``func`` does not run again. Numbers and branches of Python are those of the recording; its
       side effects (prints, counters, seeds) do not happen.
     - Tensors that ``func`` closes over are read at every call: what is written into them in place

@@ -7,6 +7,7 @@ Ops of PyTorch and kernels of hesse go on a ``_C.Tape``; values that leave for P
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -16,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 from . import _C
 
+_one_at_a_time = threading.Lock()
 # What hands values to Python and is no op.
 _READS = {Tensor.numpy, Tensor.tolist, Tensor.__array__, Tensor.__dlpack__, Tensor.data_ptr}
 
@@ -61,9 +63,9 @@ class _Reads(TorchFunctionMode):
 
 @contextmanager
 def recording() -> Iterator[Recording]:
-    """Take down all that runs in the block on this thread."""
+    """Take down all that runs in the block on this thread; others that record wait for it."""
     taken = Recording()
-    with _Reads(taken):
+    with _one_at_a_time, _Reads(taken):
         taken.tape.start(taken.note_read)
         try:
             yield taken
