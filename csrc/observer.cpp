@@ -1,5 +1,10 @@
 #include "observer.h"
 
+#include "reads.h"
+
+#include <ATen/ATen.h>
+#include <ATen/Context.h>
+
 #include <c10/core/impl/LocalDispatchKeySet.h>
 
 #include <algorithm>
@@ -46,6 +51,23 @@ bool decomposes(const c10::OperatorHandle& op, const torch::jit::Stack& args) {
          !op.hasKernelForDispatchKey(cuda ? DispatchKey::CUDA : DispatchKey::CPU);
 }
 
+Tensor state_of(c10::Device device) {
+  return constant([&] { return at::globalContext().defaultGenerator(device).get_state(); });
+}
+
+std::vector<c10::Device> generators_of(const torch::jit::Stack& args) {
+  std::vector<c10::Device> devices{c10::Device(at::kCPU)};
+  for (const IValue& value : args) {
+    each_tensor(value, [&](const Tensor& t) {
+      if (t.defined() && t.is_cuda()) devices.push_back(t.device());
+    });
+    if (value.isDevice() && value.toDevice().is_cuda()) devices.push_back(value.toDevice());
+  }
+  return devices;
+}
+
+bool draws(const c10::OperatorHandle& op) { return op.hasTag(at::Tag::nondeterministic_seeded); }
+
 }  // namespace
 
 struct Observer::Frame final : at::ObserverContext {
@@ -62,12 +84,27 @@ Observer::Observer(Tape& tape, Reads reads)
                                              .needsInputs(true)
                                              .needsOutputs(true)
                                              .scopes({at::RecordScope::FUNCTION}))) {
+  drawn_["cpu"] = state_of(c10::Device(at::kCPU));
   TORCH_CHECK(!current.exchange(this), "hesse: there is a recording already");
 }
 
 Observer::~Observer() {
   at::removeCallback(handle_);
   current = nullptr;
+}
+
+// A generator that goes on where it was goes on when the tape is played; one that is set back does not.
+void Observer::look_at_generator(const Frame& frame) {
+  for (const IValue& value : frame.args) {
+    if (value.isGenerator()) tape_.refuse("it draws random numbers from a generator of its own");
+  }
+  for (const c10::Device device : generators_of(frame.args)) {
+    const auto known = drawn_.find(device.str());
+    if (known == drawn_.end()) continue;
+    const Tensor state = state_of(device);
+    const at::DisableRecordFunctionGuard unobserved;
+    if (!at::equal(state, known->second)) tape_.refuse("it sets the state of a random number generator");
+  }
 }
 
 std::unique_ptr<at::ObserverContext> Observer::begin(const at::RecordFunction& call) {
@@ -85,6 +122,7 @@ std::unique_ptr<at::ObserverContext> Observer::begin(const at::RecordFunction& c
     frame->kind = Frame::decomposed;
   } else {
     self->leaf_ = frame.get();
+    if (draws(*frame->op)) self->look_at_generator(*frame);
   }
   return frame;
 }
@@ -120,6 +158,10 @@ void Observer::end(const at::RecordFunction& call, at::ObserverContext* context)
   } else {
     self.leaf_ = nullptr;
     if (call.outputs().empty() && !op.schema().returns().empty()) return;  // it threw
+    if (draws(op)) {
+      for (const c10::Device device : generators_of(frame->args))
+        self.drawn_[device.str()] = state_of(device);
+    }
     self.tape_.ran(op, std::move(frame->args), results);
   }
 }

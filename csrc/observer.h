@@ -7,6 +7,7 @@
 #include <ATen/record_function.h>
 
 #include <functional>
+#include <map>
 #include <mutex>
 #include <string>
 
@@ -29,11 +30,14 @@ class Observer {
   static std::unique_ptr<at::ObserverContext> begin(const at::RecordFunction& call);
   static void end(const at::RecordFunction& call, at::ObserverContext* context);
 
+  void look_at_generator(const Frame& frame);
+
   Tape& tape_;
   Reads reads_;
   TapeScope kernels_;
   std::mutex busy_;
-  Frame* leaf_ = nullptr;  // the op on the tape that runs now
+  std::map<std::string, Tensor> drawn_;  // state of the default generators after the last draw
+  Frame* leaf_ = nullptr;                // the op on the tape that runs now
   at::CallbackHandle handle_;
 };
 

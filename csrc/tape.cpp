@@ -67,8 +67,8 @@ Tensor Tape::own(const Tensor& t) {
   const auto place = place_of(t);
   if (place) return on_storage(c10::Storage(memories_[*place].storage), t);
   if (hidden_.count(storage_of(t))) refuse("a tensor takes part that an op has made on its way");
-  // From outside. Its history would keep alive what the tape does without.
-  return t.requires_grad() && !t.is_leaf() ? on_storage(t.storage(), t) : t;
+  // From outside, without its history, which would keep alive what the tape does without.
+  return on_storage(t.storage(), t);
 }
 
 IValue Tape::own(const IValue& value) {
@@ -94,14 +94,34 @@ void Tape::note_reads(Entry& entry, const IValue& value) const {
   });
 }
 
-// What it holds now it holds for good.
-void Tape::forget(const Tensor& constant) {
-  const auto place = place_of(constant);
-  if (place && !memories_[*place].written) place_.erase(storage_of(constant));
+// The values that it has now are constants of the program: it has them again at the start of every run.
+void Tape::keep_constant(const Tensor& t) {
+  const auto place = place_of(t);
+  if (!place || memories_[*place].written) return;
+  memories_[*place].written = true;
+  Entry entry;
+  entry.again = [values = constant([&] { return t.detach().clone(); })](const std::vector<Tensor>&) {
+    return values.clone();
+  };
+  entry.writes = {*place};
+  entry.made = {own(t)};
+  entry.holders = {1};
+  entries_.push_back(std::move(entry));
+}
+
+// An index is a look at places only if it is a mask.
+bool depends_on_values(const c10::OperatorHandle& op, const torch::jit::Stack& args) {
+  if (!op.hasTag(at::Tag::dynamic_output_shape)) return false;
+  if (op.schema().name().find("index") == std::string::npos) return true;
+  bool mask = false;
+  each_tensor(args[1], [&](const Tensor& t) {
+    mask = mask || (t.defined() && (t.scalar_type() == at::kBool || t.scalar_type() == at::kByte));
+  });
+  return mask;
 }
 
 // Memory has values that no entry has written: a number, or a list of integers, that PyTorch was given is a
-// constant of the program, as what torch.tensor makes of a list (see forget); others may depend on anything.
+// constant of the program, as what torch.tensor makes of a list; others may depend on anything.
 void Tape::look_for_unseen_writes(const std::string& op, const IValue& value) {
   each_tensor(value, [&](const Tensor& t) {
     if (!t.defined() || !t.has_storage() || t.numel() == 0) return;
@@ -109,7 +129,7 @@ void Tape::look_for_unseen_writes(const std::string& op, const IValue& value) {
     if (!place || memories_[*place].written) return;
     if (t.unsafeGetTensorImpl()->is_wrapped_number() ||
         (t.is_cpu() && c10::isIntegralType(t.scalar_type(), /*includeBool=*/true))) {
-      forget(t);
+      place_.erase(storage_of(t));
     } else {
       refuse("code that is no op of PyTorch writes into a tensor that " + op + " reads");
     }
@@ -164,7 +184,7 @@ void Tape::ran(const c10::OperatorHandle& op, torch::jit::Stack args, const std:
       refuse(schema.name() + " exchanges the memory of a tensor");
     return;
   }
-  if (schema.name() == "aten::lift_fresh") forget(args[0].toTensor());
+  if (schema.name() == "aten::lift_fresh") keep_constant(args[0].toTensor());
   Entry entry;
   entry.op = op;
   std::vector<const c10::StorageImpl*> given;
@@ -197,11 +217,11 @@ void Tape::ran(const c10::OperatorHandle& op, torch::jit::Stack args, const std:
     note_reads(entry, value);
     value = own(value);
   }
+  entry.checks = depends_on_values(op, args);
   entry.args = std::move(args);
   keep_new(entry, fresh,
            schema.name().starts_with("aten::empty") || schema.name().starts_with("aten::new_empty"));
   entry.draws = op.hasTag(at::Tag::nondeterministic_seeded);
-  entry.checks = op.hasTag(at::Tag::dynamic_output_shape);
   entries_.push_back(std::move(entry));
 }
 

@@ -39,6 +39,7 @@ class Tape final : public kernels::Recorder {
   void wrote(std::vector<Tensor> tensors, kernels::Again again) override;
   void made(const Tensor& result, kernels::Again again) override;
   void read(const Tensor& t) override;
+  void refuse(const std::string& reason);
   // Why the call cannot be played again; empty if it can.
   const std::string& refusal() const { return refusal_; }
   // From here on the tape plays: it takes values in `inputs`, and makes what `outputs` were.
@@ -91,11 +92,10 @@ class Tape final : public kernels::Recorder {
   Tensor own(const Tensor& t);
   at::IValue own(const at::IValue& value);
   void note_reads(Entry& entry, const at::IValue& value) const;
-  void forget(const Tensor& constant);
+  void keep_constant(const Tensor& t);
   void look_for_unseen_writes(const std::string& op, const at::IValue& value);
   void note_write(Entry& entry, const Tensor& t);
   void keep_new(Entry& entry, const std::vector<Tensor>& results, bool blank);
-  void refuse(const std::string& reason);
   void drop_unneeded();
   void plan_releases();
   void play(Entry& entry);

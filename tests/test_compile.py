@@ -274,6 +274,58 @@ def test_random_numbers_are_drawn_as_an_eager_call_draws_them():
     assert not torch.equal(*results)
 
 
+def test_constants_that_func_changes_begin_anew_at_every_call():
+    def func(x):
+        total = torch.tensor([1.0, 0.0], dtype=f64)
+        total += x.detach().square().sum()
+        return total.sum() * (x**2).sum()
+
+    compiled = hesse.compile(func, rand(3))
+    for _ in range(3):
+        assert_played(compiled, func, rand(3))
+
+
+@pytest.mark.parametrize(
+    "func",
+    [
+        lambda x: (torch.manual_seed(0), (torch.rand(3, dtype=f64) * x**3).sum())[1],
+        lambda x: (torch.rand(3, dtype=f64, generator=torch.Generator()) * x**3).sum(),
+        lambda x: torch.utils.checkpoint.checkpoint(
+            lambda z: (torch.nn.functional.dropout(z.exp(), 0.5) ** 3).sum(), x, use_reentrant=False
+        ),
+    ],
+    ids=["a seed", "a generator", "checkpointed dropout"],
+)
+def test_a_generator_that_is_set_is_not_played(func):
+    torch.rand(1)
+    with hesse.fallback("silent"):
+        compiled = hesse.compile(func, rand(3))
+    assert "random number" in compiled.eager
+
+
+def test_another_tensor_under_the_same_name_is_not_seen():
+    w = torch.nn.Parameter(torch.ones(3, dtype=f64))
+    compiled = hesse.compile(lambda x: (w * x**2).sum() + (w.view(3) * x**2).sum(), rand(3))
+    w.data = torch.full((3,), 5.0, dtype=f64)
+    assert torch.equal(compiled(rand(3)), 4 * torch.eye(3, dtype=f64))
+
+
+def test_casts_of_before_the_recording_are_made_anew():
+    layer = torch.nn.Linear(3, 2)
+
+    def func(x):
+        return layer(x).float().pow(2).sum()
+
+    x = rand(3, dtype=torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        layer(x)
+        compiled = hesse.compile(func, x)
+    with torch.no_grad():
+        layer.weight.mul_(2)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(compiled(x), hesse.hessian(func, x))
+
+
 def test_a_tensor_that_func_keeps_stays_as_it_was():
     kept = []
 

@@ -47,7 +47,7 @@ def stand_in(monkeypatch):
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
     monkeypatch.setattr(torch.cuda, "Event", Event)
     monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
-    monkeypatch.setattr(torch.cuda, "graph", lambda graph, stream: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "graph", lambda graph, **how: contextlib.nullcontext())
     monkeypatch.setattr(torch.cuda, "current_stream", lambda *device: stream)
     return stream
 
@@ -90,7 +90,7 @@ def test_small_and_large_outputs_of_one_call(stand_in):
 
 def test_what_cannot_be_captured_is_said_and_played_op_by_op(stand_in, monkeypatch):
     @contextlib.contextmanager
-    def refuses(graph, stream):
+    def refuses(graph, **how):
         yield
         raise RuntimeError("operation not permitted when stream is capturing")
 

@@ -38,7 +38,7 @@ def compile(
 
     - What ``func`` computes on threads of its own is not seen, so it must not.
     - ``func`` does not run again. Numbers and branches of Python are those of the recording; its
-      side effects (prints, counters, seeds) do not happen.
+      side effects (prints, counters) do not happen.
     - Tensors that ``func`` closes over are read at every call: what is written into them in place
       is seen, another tensor under the same name (``p.data = ...``) is not. What ``func`` writes
       into such a tensor in place is written at every call.
@@ -48,7 +48,8 @@ def compile(
       wait for each other.
 
     Where ``func`` lets values decide (``item``, ``if t > 0``, ``numpy``, ``nonzero``, a mask as an
-    index), the recording would be wrong for others: then every call runs eagerly, and a
+    index) or sets the state of a random number generator (also checkpointed dropout does), the
+    recording would be wrong for others: then every call runs eagerly, and a
     :class:`hesse.FallbackWarning` says which line it was.
 
     Args:
@@ -122,6 +123,8 @@ class Compiled:
                     return player.play(leaves)
                 except _C.Changed:
                     return self._again(player, leaves, spec, inputs)
+                except torch.OutOfMemoryError:  # an eager call cuts its chunks smaller
+                    return self._answer(self._func, inputs)
         return self._record(leaves, spec, inputs)
 
     def __repr__(self) -> str:
@@ -166,6 +169,9 @@ class Compiled:
             with on_stream(stream) if stream else contextlib.nullcontext(), recording() as taken:
                 result = self._answer(self._func, _build(static, spec))
             outputs, out_spec = _leaves(result)
+            for t in outputs if stream else []:  # made on one stream, used on another
+                if isinstance(t, Tensor):
+                    t.record_stream(torch.cuda.current_stream(device))
             reason = taken.reason
             if reason is None and not all(isinstance(t, Tensor) for t in outputs):
                 reason = "the answer holds something that is no Tensor"
@@ -180,8 +186,6 @@ class Compiled:
             player = _Player(taken.tape, spec, out_spec, around, static[0], stream)
             self._players = [player, *self._players[: RECORDINGS - 1]]
             self.recordings += 1
-            for t in outputs if stream else []:  # made on one stream, used on another
-                t.record_stream(torch.cuda.current_stream(device))
             return result
 
 
@@ -225,4 +229,5 @@ def _surroundings(x: Tensor) -> tuple[Any, ...]:
         torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind),
         torch.are_deterministic_algorithms_enabled(),
         torch.get_default_dtype(),
+        torch.get_float32_matmul_precision(),
     )

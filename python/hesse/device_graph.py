@@ -33,9 +33,11 @@ def on_stream(stream: Any) -> Iterator[None]:
     """Run the block on ``stream``, between what the current stream did and what it does next."""
     current = torch.cuda.current_stream(stream.device)
     stream.wait_stream(current)
-    with torch.cuda.stream(stream):
-        yield
-    current.wait_stream(stream)
+    try:
+        with torch.cuda.stream(stream):
+            yield
+    finally:
+        current.wait_stream(stream)
 
 
 class DevicePlayer:
@@ -73,7 +75,9 @@ class DevicePlayer:
         if not self._tape.only_on(like):
             raise RuntimeError("some of its tensors are on another device, or compared by the host")
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.device(self._device), torch.cuda.graph(graph, stream=stream):
+        # Other threads may allocate meanwhile.
+        capture = torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local")
+        with torch.cuda.device(self._device), capture:
             self._tape.run(0, self._end)
         self._graph = graph
 

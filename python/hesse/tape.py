@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
@@ -65,6 +66,7 @@ class _Reads(TorchFunctionMode):
 def recording() -> Iterator[Recording]:
     """Take down all that runs in the block on this thread; others that record wait for it."""
     taken = Recording()
+    torch.clear_autocast_cache()  # of casts that would be taken for constants
     with _one_at_a_time, _Reads(taken):
         taken.tape.start(taken.note_read)
         try:
