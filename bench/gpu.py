@@ -30,7 +30,7 @@ from bench.command import positive
 from bench.device import nvidia
 
 ROOT = Path(__file__).resolve().parent.parent
-KERNEL_TESTS = ("tests/test_kernels.py", "tests/test_on_a_gpu.py")
+KERNEL_TESTS = ("tests/test_kernels_cuda.py", "tests/test_kernel_places.py")
 LARGEST = 15 * 2**20  # bytes of a file
 GRACE = 15  # seconds between asking a stage to end and ending it
 LEFT = 10  # seconds kept for writing what is there
