@@ -40,6 +40,13 @@ def close(found, exact, magnitude, terms, dtype):
 # ---- sums of parts -------------------------------------------------------------------------------
 
 
+@pytest.fixture(autouse=True)
+def _cpu_is_the_default():
+    """Oracles are on the host, whatever device is under test; the others say where they are."""
+    with torch.device("cpu"):
+        yield
+
+
 @st.composite
 def parts_of(draw, shape):
     """A strided view of a contiguous tensor: some places along each axis, perhaps a diagonal."""

@@ -11,6 +11,13 @@ pytestmark = [
 N = 257
 
 
+@pytest.fixture(autouse=True)
+def _cpu_is_the_default():
+    """Oracles are on the host, whatever device is under test; the others say where they are."""
+    with torch.device("cpu"):
+        yield
+
+
 def matrix():
     return torch.randn(N, N, dtype=torch.float64)
 
