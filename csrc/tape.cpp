@@ -52,6 +52,21 @@ void each_tensor(const IValue& value, const std::function<void(const Tensor&)>& 
   }
 }
 
+namespace {
+
+// An index is a look at places only if it is a mask.
+bool depends_on_values(const c10::OperatorHandle& op, const torch::jit::Stack& args) {
+  if (!op.hasTag(at::Tag::dynamic_output_shape)) return false;
+  if (op.schema().name().find("index") == std::string::npos) return true;
+  bool mask = false;
+  each_tensor(args[1], [&](const Tensor& t) {
+    mask = mask || (t.defined() && (t.scalar_type() == at::kBool || t.scalar_type() == at::kByte));
+  });
+  return mask;
+}
+
+}  // namespace
+
 std::optional<Tape::Place> Tape::place_of(const Tensor& t) const {
   const auto it = place_.find(storage_of(t));
   return it == place_.end() ? std::nullopt : std::optional(it->second);
@@ -107,17 +122,6 @@ void Tape::keep_constant(const Tensor& t) {
   entry.made = {own(t)};
   entry.holders = {1};
   entries_.push_back(std::move(entry));
-}
-
-// An index is a look at places only if it is a mask.
-bool depends_on_values(const c10::OperatorHandle& op, const torch::jit::Stack& args) {
-  if (!op.hasTag(at::Tag::dynamic_output_shape)) return false;
-  if (op.schema().name().find("index") == std::string::npos) return true;
-  bool mask = false;
-  each_tensor(args[1], [&](const Tensor& t) {
-    mask = mask || (t.defined() && (t.scalar_type() == at::kBool || t.scalar_type() == at::kByte));
-  });
-  return mask;
 }
 
 // Memory has values that no entry has written: a number, or a list of integers, that PyTorch was given is a

@@ -99,7 +99,6 @@ class Tape final : public kernels::Recorder {
   void drop_unneeded();
   void plan_releases();
   void play(Entry& entry);
-  void release_all();
 
   std::vector<Entry> entries_;
   std::vector<Memory> memories_;

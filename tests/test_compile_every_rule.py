@@ -18,7 +18,7 @@ def _one_thread():
 
 
 def seed():
-    torch.default_generator.manual_seed(0)
+    torch.manual_seed(0)
 
 
 def scalar(fn):
